@@ -1,0 +1,139 @@
+"""``config.yaml`` -> frozen settings. An unknown key or wrong value is one line that names it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from brainmri.errors import ConfigError
+
+DEFAULT_PATH = Path(__file__).resolve().parent.parent / "config.yaml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Section):
+    """Which model answers, and on which engine."""
+
+    id: str = Field(min_length=1)
+    directory: Path = Path("models")
+    engine: Literal["auto", "openvino", "keras"] = "auto"
+
+
+class DataSettings(_Section):
+    """Where the image data set lies (``BRAINMRI_DATA`` wins)."""
+
+    root: Path = Path("data/brain_tumor_mri")
+
+
+class DatabaseSettings(_Section):
+    """SQLAlchemy URL; relative SQLite paths count from the configuration's folder."""
+
+    url: str = "sqlite:///data/brainmri.db"
+
+
+class UploadSettings(_Section):
+    """Where uploads are kept and what is too large."""
+
+    directory: Path = Path("uploads")
+    max_size_mb: PositiveFloat = 20
+    max_pixels: PositiveInt = 50_000_000
+    max_files: PositiveInt = 500
+
+
+class AccountSettings(_Section):
+    """Who may come in, and how long a sign-in lasts."""
+
+    signup: Literal["open", "invite", "closed"] = "open"
+    guest: bool = True
+    cookie_name: str = Field("brainmri", min_length=1)
+    cookie_days: PositiveFloat = 7
+    key_file: Path = Path("data/cookie.key")
+
+
+class DicomSettings(_Section):
+    """What happens to DICOM on the way in."""
+
+    deidentify: bool = True
+    keep_originals: bool = False
+    key_file: Path = Path("data/uid.key")
+    max_slices: PositiveInt = 2_000
+    max_archive_mb: PositiveFloat = 1_000
+
+
+class ServingSettings(_Section):
+    """Micro-batching of concurrent predictions."""
+
+    max_batch: PositiveInt = 32
+    queue_size: PositiveInt = 256
+
+
+class Settings(_Section):
+    """All settings; relative paths are resolved against the folder of ``config.yaml``."""
+
+    model: ModelSettings
+    data: DataSettings = DataSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    uploads: UploadSettings = UploadSettings()
+    accounts: AccountSettings = AccountSettings()
+    dicom: DicomSettings = DicomSettings()
+    serving: ServingSettings = ServingSettings()
+
+
+def load_settings(path: Path | str | None = None) -> Settings:
+    """Read and check the configuration.
+
+    Parameters
+    ----------
+    path : path, optional
+        Default: ``BRAINMRI_CONFIG``, else ``config.yaml`` beside the package.
+
+    Raises
+    ------
+    ConfigError
+        Missing file, bad YAML, unknown key or wrong value; one line that names it.
+    """
+    path = Path(path or os.environ.get("BRAINMRI_CONFIG") or DEFAULT_PATH).resolve()
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path.name}: cannot be read ({error.strerror}); expected a YAML file at {path}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path.name}: expected sections such as 'model:', got {type(raw).__name__}")
+    try:
+        settings = Settings(**raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(path.name, e) for e in error.errors())) from error
+    return _resolve(settings, path.parent)
+
+
+def _describe(file_name: str, error) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{file_name}: unknown key '{key}'; remove it or correct its spelling"
+    if error["type"] == "missing":
+        return f"{file_name}: '{key}' is missing"
+    return f"{file_name}: '{key}' is {error['input']!r}: {error['msg']}"
+
+
+def _resolve(settings: Settings, base: Path) -> Settings:
+    """Make relative paths absolute, and let BRAINMRI_DATA override the data root."""
+    updates = {}
+    for name, section in settings:
+        paths = {key: base / value for key, value in section if isinstance(value, Path)}
+        updates[name] = section.model_copy(update=paths)
+    if root := os.environ.get("BRAINMRI_DATA"):
+        updates["data"] = settings.data.model_copy(update={"root": Path(root).resolve()})
+    url = settings.database.url
+    prefix = "sqlite:///"
+    if url.startswith(prefix) and not url.startswith(prefix + "/") and ":memory:" not in url:
+        updates["database"] = DatabaseSettings(url=f"{prefix}{base / url[len(prefix):]}")
+    return settings.model_copy(update=updates)

@@ -1,0 +1,211 @@
+"""Bytes -> MRISlice, and the one preprocessing function that training, serving and explanation share."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from brainmri.errors import InvalidImageError
+from brainmri.types import CropTransform, MRISlice
+
+NETWORK_SIZE = 128
+ACCEPTED_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
+MIN_SIDE = 16
+_ACCEPTED = "accepted: PNG, JPEG, TIFF, BMP, GIF, WebP and DICOM"
+
+
+def decode_image(
+    content: bytes, name: str, *, max_pixels: int = 50_000_000, max_size_bytes: int = 20_000_000
+) -> MRISlice:
+    """Decode a picture file to grey display intensities.
+
+    EXIF rotation is undone, transparency is laid on black, colour becomes luminance, 16-bit and float data are
+    stretched linearly from their minimum and maximum to 0-255, and of an animation the first frame is taken.
+
+    Parameters
+    ----------
+    content : bytes
+        The file, whatever its name says.
+    name : str
+        For the reader; only its last path component is kept.
+
+    Raises
+    ------
+    InvalidImageError
+        Empty, too large, truncated, too many pixels, too small, or no image at all.
+    """
+    name = name.replace("\\", "/").rsplit("/", 1)[-1] or "image"
+    if not content:
+        raise InvalidImageError(f"{name}: the file is empty (0 bytes); {_ACCEPTED}")
+    if len(content) > max_size_bytes:
+        raise InvalidImageError(
+            f"{name}: {len(content) / 1e6:.1f} MB, the limit is {max_size_bytes / 1e6:.0f} MB (uploads.max_size_mb)"
+        )
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            image = Image.open(io.BytesIO(content), formats=ACCEPTED_FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise InvalidImageError(
+                f"{name}: {width} x {height} pixels, the limit is {max_pixels:,} pixels (uploads.max_pixels)"
+            )
+        if min(width, height) < MIN_SIDE:
+            raise InvalidImageError(f"{name}: {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
+        source_format = str(image.format)
+        if getattr(image, "n_frames", 1) > 1:
+            notes.append(f"first of {image.n_frames} frames")
+        image.seek(0)
+        image.load()
+        pixels = _to_grey(ImageOps.exif_transpose(image), notes)
+    except InvalidImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InvalidImageError(f"{name}: too many pixels, the limit is {max_pixels:,} (uploads.max_pixels)") from error
+    except UnidentifiedImageError as error:
+        raise InvalidImageError(f"{name}: not an image that can be read; {_ACCEPTED}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
+        raise InvalidImageError(f"{name}: the image is damaged or cut short ({error}); {_ACCEPTED}") from error
+    pixels.setflags(write=False)
+    return MRISlice(pixels, name, hashlib.sha256(content).hexdigest(), source_format, notes=tuple(notes))
+
+
+def _to_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        notes.append(f"{'16-bit' if image.mode != 'F' else 'float'} data stretched to 0-255")
+        return stretch_to_uint8(np.asarray(image, np.float32))
+    if image.mode in ("RGBA", "LA", "PA", "P") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.array(image.convert("L"))
+
+
+def stretch_to_uint8(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
+    """Map [low, high] (default: the finite minimum and maximum) linearly to 0-255, clipping what lies outside."""
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return np.zeros(values.shape, np.uint8)
+    low = float(finite.min()) if low is None else low
+    high = float(finite.max()) if high is None else high
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255.0 / max(high - low, 1e-12))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def preprocess(pixels: np.ndarray, size: int = NETWORK_SIZE) -> tuple[np.ndarray, CropTransform]:
+    """Make the network's view of a slice: crop to the head, pad to a square, resize, stretch to [0, 1].
+
+    The crop takes margins, white borders, scale bars and text at the rim out of the picture, so that a head fills
+    the frame whatever the scanner's field of view; the stretch takes brightness and contrast settings out.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (height, width), uint8
+        Grey display intensities. Not modified.
+    size : int
+        Side of the result in pixels.
+
+    Returns
+    -------
+    network_input : ndarray of shape (size, size), float32
+        In [0, 1]; the 1st and 99.5th percentile of the head become 0 and 1.
+    transform : CropTransform
+        Where that square lies in ``pixels``.
+
+    Raises
+    ------
+    InvalidImageError
+        Wrong rank, dtype or size.
+    """
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.dtype != np.uint8:
+        came = f"{getattr(pixels, 'dtype', type(pixels).__name__)} of shape {getattr(pixels, 'shape', '?')}"
+        raise InvalidImageError(f"expected a uint8 array of shape (height, width), got {came}")
+    if min(pixels.shape) < MIN_SIDE:
+        raise InvalidImageError(f"expected at least {MIN_SIDE} x {MIN_SIDE} pixels, got {pixels.shape}")
+    top, left, bottom, right = head_box(pixels)
+    height, width = bottom - top, right - left
+    side = max(height, width)
+    transform = CropTransform(top - (side - height) // 2, left - (side - width) // 2, side, size)
+    # Only what lies in the box is shown: the square's padding is black even where the original holds text there.
+    square = np.zeros((side, side), np.uint8)
+    row, column = top - transform.top, left - transform.left
+    square[row : row + height, column : column + width] = pixels[top:bottom, left:right]
+    # Resampling.BOX would alias where the factor is near 1, so: antialiased linear.
+    resized = np.asarray(
+        Image.fromarray(square).convert("F").resize((size, size), Image.Resampling.BILINEAR), np.float32
+    )
+    foreground = resized[resized > 8]
+    if foreground.size < 64:
+        return np.clip(resized / 255.0, 0, 1), transform
+    low, high = np.percentile(foreground, (1, 99.5))
+    return np.clip((resized - low) / max(high - low, 8.0), 0, 1).astype(np.float32), transform
+
+
+def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """Find the head: bounding box (top, left, bottom, right; ends exclusive) of the largest bright region.
+
+    The whole image where no region stands out. Works on a copy of at most 128 pixels a side.
+    """
+    height, width = pixels.shape
+    factor = max(1.0, max(height, width) / 128)
+    shape = (max(8, round(height / factor)), max(8, round(width / factor)))
+    small = np.asarray(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX), np.float32)
+    rim_top, rim_left, rim_bottom, rim_right = _strip_bright_border(small)
+    inner = small[rim_top:rim_bottom, rim_left:rim_right]
+    smooth = ndimage.uniform_filter(inner, 3)
+    # Air is the darkest mode; a third of Otsu's threshold keeps dark CSF, skull and low-signal scalp in the head.
+    threshold = max(6.0, float(np.percentile(smooth, 2)) + 0.35 * _otsu(smooth))
+    mask = ndimage.binary_opening(smooth > threshold, iterations=2)
+    labels, count = ndimage.label(mask)
+    box = (0, 0, *inner.shape)
+    if count:
+        sizes = np.bincount(labels.ravel())[1:]
+        rows, columns = ndimage.find_objects(labels)[int(sizes.argmax())]
+        found = (rows.stop - rows.start) * (columns.stop - columns.start)
+        if found >= 0.1 * inner.size:
+            box = (rows.start - 1, columns.start - 1, rows.stop + 1, columns.stop + 1)
+    top = max(0, rim_top + max(box[0], 0)) * height / shape[0]
+    left = max(0, rim_left + max(box[1], 0)) * width / shape[1]
+    bottom = (rim_top + min(box[2], inner.shape[0])) * height / shape[0]
+    right = (rim_left + min(box[3], inner.shape[1])) * width / shape[1]
+    return int(top), int(left), min(height, int(np.ceil(bottom))), min(width, int(np.ceil(right)))
+
+
+def _strip_bright_border(small: np.ndarray) -> tuple[int, int, int, int]:
+    """Peel off rows and columns that are evenly bright from edge to edge (a page's white border, a frame)."""
+    top, left, bottom, right = 0, 0, *small.shape
+    for _ in range(max(small.shape) // 3):
+        before = (top, left, bottom, right)
+        top += _is_border(small[top, left:right])
+        bottom -= _is_border(small[bottom - 1, left:right])
+        left += _is_border(small[top:bottom, left])
+        right -= _is_border(small[top:bottom, right - 1])
+        if before == (top, left, bottom, right) or bottom - top < 16 or right - left < 16:
+            break
+    return top, left, bottom, right
+
+
+def _is_border(line: np.ndarray) -> bool:
+    # A head that touches the edge is neither this bright nor this even along the whole edge.
+    return bool(np.percentile(line, 10) > 150)
+
+
+def _otsu(values: np.ndarray) -> float:
+    """Otsu's threshold (IEEE Trans. SMC 1979) of grey values in 0-255."""
+    counts = np.bincount(values.astype(np.uint8).ravel(), minlength=256).astype(np.float64)
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    mass = np.cumsum(counts * np.arange(256))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (mass[-1] * below / below[-1] - mass) ** 2 / (below * above)
+    return float(np.nanargmax(np.where(np.isfinite(between), between, -1)))
+
+
+def as_network_batch(inputs: np.ndarray) -> np.ndarray:
+    """Repeat grey network inputs (n, size, size) to the three channels VGG16 expects; float32 (n, size, size, 3)."""
+    return np.repeat(np.asarray(inputs, np.float32)[..., None], 3, axis=-1)

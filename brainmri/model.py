@@ -1,0 +1,338 @@
+"""VGG16 with a small head: build it, load ImageNet layers into it, fold batch norm, save and load it with its card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from brainmri.errors import ModelError
+from brainmri.imaging import NETWORK_SIZE
+from brainmri.types import CLASS_NAMES
+
+if TYPE_CHECKING:
+    import keras
+
+BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+"""Filters and convolutions of VGG16's five blocks (Simonyan & Zisserman, arXiv:1409.1556, configuration D)."""
+
+FEATURE_LAYER = "block5_conv3"
+LOGITS_LAYER = "logits"
+IMAGENET_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+CAFFE_MEANS_BGR = (103.939, 116.779, 123.68)
+
+
+class ModelCard(BaseModel):
+    """What a weight file is: ``models/<id>.json``.
+
+    Attributes
+    ----------
+    weights_sha256 : str
+        Of ``<id>.keras``; loading refuses any other file.
+    class_names : tuple of str
+        Order of the logits.
+    preprocessing : dict
+        Name and parameters of the function in ``imaging``.
+    recipe, data, metrics : dict
+        How it was trained, on what (manifests with sha256 and counts), and its figures named by split.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str
+    weights_sha256: str
+    class_names: tuple[str, ...]
+    created: str
+    architecture: str
+    preprocessing: dict[str, Any]
+    recipe: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    intended_use: str = ""
+    limits: tuple[str, ...] = ()
+
+
+def build_network(
+    *,
+    input_size: int = NETWORK_SIZE,
+    n_classes: int = len(CLASS_NAMES),
+    normalised_blocks: tuple[int, ...] = (),
+    mask_head: bool = False,
+) -> keras.Model:
+    """Build VGG16 and its head flat in one functional model.
+
+    Parameters
+    ----------
+    input_size : int
+        Side of the square input in pixels, a multiple of 32.
+    normalised_blocks : tuple of int
+        Blocks (1-5) whose convolutions carry batch norm while training; `fold_batch_norm` removes it exactly.
+    mask_head : bool
+        Add the auxiliary output ``mask``: class probabilities per cell of block5's grid, seen from block4 and block5.
+        Training only; it keeps evidence where the tumour is.
+
+    Returns
+    -------
+    keras.Model
+        Input (n, size, size, 3) in [0, 1] -> ``probabilities`` (n, n_classes); its input is the layer ``logits``.
+        With ``mask_head`` the outputs are {"probabilities", "mask"}.
+    """
+    import keras
+    from keras import layers
+
+    image = x = keras.Input((input_size, input_size, 3), name="image")
+    block4 = None
+    for block, (filters, repeats) in enumerate(BLOCKS, start=1):
+        normalised = block in normalised_blocks
+        for index in range(1, repeats + 1):
+            name = f"block{block}_conv{index}"
+            x = layers.Conv2D(
+                filters,
+                3,
+                padding="same",
+                activation=None if normalised else "relu",
+                use_bias=not normalised,
+                kernel_initializer="he_normal",
+                name=name,
+            )(x)
+            if normalised:
+                x = layers.BatchNormalization(momentum=0.97, name=f"{name}_bn")(x)
+                x = layers.ReLU(name=f"{name}_relu")(x)
+        last = x
+        x = layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
+        if block == 4:
+            block4 = x
+    features = last
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dropout(0.3, name="dropout_1")(x)
+    x = layers.Dense(128, activation="relu", kernel_initializer="he_normal", name="dense")(x)
+    x = layers.Dropout(0.2, name="dropout_2")(x)
+    logits = layers.Dense(n_classes, name=LOGITS_LAYER, dtype="float32" if mask_head else None)(x)
+    probabilities = layers.Activation("softmax", name="probabilities", dtype="float32" if mask_head else None)(logits)
+    if not mask_head:
+        return keras.Model(image, probabilities, name="vgg16")
+    cells = layers.Concatenate(name="mask_features")([block4, features])
+    cells = layers.Conv2D(n_classes, 1, name="mask_logits", dtype="float32")(cells)
+    mask = layers.Activation("softmax", name="mask", dtype="float32")(cells)
+    return keras.Model(image, {"probabilities": probabilities, "mask": mask}, name="vgg16_training")
+
+
+def load_imagenet(network: keras.Model, weights: str) -> tuple[str, ...]:
+    """Put ImageNet convolutions into a network whose input is grey in [0, 1], repeated to three channels.
+
+    ImageNet's VGG16 expects BGR in 0-255 minus a mean. The first layer's kernel absorbs the scale and its bias the
+    mean, so that the same picture gives the same activations (away from the picture's edge).
+
+    Parameters
+    ----------
+    weights : str
+        ``"imagenet"`` (through ``keras.applications``), a ``.h5`` file of the same layout, or a ``.npz`` with
+        ``<layer>/kernel`` and ``<layer>/bias`` for any of VGG16's convolutions.
+
+    Returns
+    -------
+    tuple of str
+        Names of the layers that were filled.
+
+    Raises
+    ------
+    ModelError
+        No such file, no network, or a layout that does not fit.
+    """
+    arrays = _read_convolutions(weights)
+    if not arrays:
+        raise ModelError(f"{weights}: holds no VGG16 convolution; expected entries such as block1_conv1/kernel")
+    names = {layer.name for layer in network.layers}
+    for name, (kernel, bias) in arrays.items():
+        if name not in names:
+            raise ModelError(f"{weights}: unknown layer {name}; expected VGG16's block1_conv1 ... block5_conv3")
+        layer = network.get_layer(name)
+        if kernel.shape != tuple(layer.kernel.shape):
+            raise ModelError(f"{weights}: {name} has kernel {kernel.shape}, expected {tuple(layer.kernel.shape)}")
+        if name == "block1_conv1":
+            bias = bias - (kernel * np.array(CAFFE_MEANS_BGR)[:, None]).sum((0, 1, 2))
+            kernel = kernel * 255.0
+        layer.kernel.assign(kernel)
+        if layer.use_bias:
+            layer.bias.assign(bias)
+    return tuple(arrays)
+
+
+def _read_convolutions(weights: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    if weights == "imagenet":
+        import keras
+
+        try:
+            source = keras.applications.VGG16(weights="imagenet", include_top=False)
+        except Exception as error:  # keras raises a bare Exception for a failed download
+            cache = Path(os.environ.get("KERAS_HOME", "~/.keras")) / "models" / IMAGENET_FILE
+            raise ModelError(
+                f"ImageNet weights could not be downloaded; put {IMAGENET_FILE} at {cache}, or pass --weights PATH|none"
+            ) from error
+        return {x.name: (x.kernel.numpy(), x.bias.numpy()) for x in source.layers if x.name[-5:-1] == "conv"}
+    path = Path(weights)
+    if not path.is_file():
+        raise ModelError(f"{weights}: no such file; --weights takes imagenet, none, or a .h5 or .npz file")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as archive:
+                layers = {key.split("/")[0] for key in archive.files}
+                return {name: (archive[f"{name}/kernel"], archive[f"{name}/bias"]) for name in sorted(layers)}
+        return _read_h5(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise ModelError(f"{weights}: not a VGG16 weight file ({error}); expected keras .h5 or .npz layout") from error
+
+
+def _read_h5(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The layout of keras.applications: one group a layer, holding <layer>_W_1:0 and <layer>_b_1:0 or kernel, bias."""
+    import h5py
+
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    with h5py.File(path, "r") as file:
+        for name, group in file.items():
+            arrays: list[np.ndarray] = []
+            group.visititems(lambda _, item, a=arrays: a.append(item[()]) if isinstance(item, h5py.Dataset) else None)
+            kernel = next((a for a in arrays if a.ndim == 4), None)
+            bias = next((a for a in arrays if a.ndim == 1), None)
+            if kernel is not None and bias is not None:
+                found[name] = (kernel, bias)
+    return found
+
+
+def fold_batch_norm(network: keras.Model) -> keras.Model:
+    """Fold batch norm into the convolutions, drop the mask head: what remains is plain VGG16 + head, float32.
+
+    Inference-mode batch norm is affine per channel, so kernel * gamma / sigma and beta - mean * gamma / sigma give
+    the same function up to rounding.
+    """
+    import keras
+
+    size = network.input_shape[1]
+    policy = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy("float32")
+    try:
+        plain = build_network(input_size=size, n_classes=network.get_layer(LOGITS_LAYER).units)
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
+    names = {layer.name for layer in network.layers}
+    for layer in plain.layers:
+        if not layer.weights:
+            continue
+        source = network.get_layer(layer.name)
+        if f"{layer.name}_bn" in names:
+            norm = network.get_layer(f"{layer.name}_bn")
+            gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in norm.get_weights())
+            scale = gamma / np.sqrt(variance + norm.epsilon)
+            layer.set_weights([source.kernel.numpy() * scale, beta - mean * scale])
+        else:
+            layer.set_weights(source.get_weights())
+    return plain
+
+
+def enlarge_input(network: keras.Model, target: keras.Model) -> None:
+    """Carry weights to a network with an input twice as large: the first dense kernel is spread over 2 x 2 cells."""
+    for layer in target.layers:
+        weights = network.get_layer(layer.name).get_weights()
+        if layer.name == "dense" and weights[0].shape != tuple(layer.kernel.shape):
+            cells = int(round((weights[0].shape[0] / 512) ** 0.5))
+            kernel = weights[0].reshape(cells, cells, 512, -1)
+            kernel = kernel.repeat(2, axis=0).repeat(2, axis=1) / 4.0
+            weights[0] = kernel.reshape(-1, kernel.shape[-1])
+        if weights:
+            layer.set_weights(weights)
+
+
+def save_model(network: keras.Model, card: dict[str, Any], directory: Path | str) -> ModelCard:
+    """Write ``<id>.keras`` (float16 weights) and ``<id>.json`` (its card); each appears whole or not at all."""
+    import keras
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    policy = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy("float16")
+    try:
+        half = build_network(
+            input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units
+        )
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
+    half.set_weights([w.astype(np.float16) for w in network.get_weights()])
+    path = directory / f"{card['id']}.keras"
+    temporary = directory / f"{card['id']}.tmp.keras"
+    half.save(temporary)
+    os.replace(temporary, path)
+    full = ModelCard(weights_sha256=sha256_of(path), **{k: v for k, v in card.items() if k != "weights_sha256"})
+    write_card(full, directory)
+    return full
+
+
+def write_card(card: ModelCard, directory: Path | str) -> None:
+    """Write ``<id>.json`` beside its weights."""
+    path = Path(directory) / f"{card.id}.json"
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+def read_card(model_id: str, directory: Path | str) -> ModelCard:
+    """Read ``<id>.json``.
+
+    Raises
+    ------
+    ModelError
+        No card, or one that lacks a field; lists the models that have one.
+    """
+    path = Path(directory) / f"{model_id}.json"
+    if not path.is_file():
+        known = ", ".join(list_models(directory)) or "none"
+        raise ModelError(f"{model_id}: no model card at {path}; models here: {known}")
+    try:
+        return ModelCard(**json.loads(path.read_text("utf-8")))
+    except (json.JSONDecodeError, ValidationError, TypeError) as error:
+        raise ModelError(f"{path.name}: not a model card ({' '.join(str(error).split())})") from error
+
+
+def list_models(directory: Path | str) -> list[str]:
+    """Ids of the models in a folder that have both card and weights, sorted."""
+    directory = Path(directory)
+    return sorted(p.stem for p in directory.glob("*.json") if p.with_suffix(".keras").is_file())
+
+
+def check_weights(card: ModelCard, directory: Path | str) -> Path:
+    """Path of a card's weight file, after comparing its sha256 with the card's.
+
+    Raises
+    ------
+    ModelError
+        Missing, or another file than the card speaks of.
+    """
+    path = Path(directory) / f"{card.id}.keras"
+    if not path.is_file():
+        raise ModelError(f"{path.name}: no such weight file beside its card in {path.parent}")
+    if (found := sha256_of(path)) != card.weights_sha256:
+        raise ModelError(
+            f"{path.name}: sha256 {found[:12]}… is not the card's {card.weights_sha256[:12]}…; restore both files"
+        )
+    return path
+
+
+def load_network(card: ModelCard, directory: Path | str) -> keras.Model:
+    """Load a card's network in float32; see `check_weights` for what is refused."""
+    path = check_weights(card, directory)
+    import keras
+
+    half = keras.saving.load_model(path, compile=False)
+    network = build_network(input_size=half.input_shape[1], n_classes=half.output_shape[-1])
+    network.set_weights([w.astype(np.float32) for w in half.get_weights()])
+    return network
+
+
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
