@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 
 import typer
@@ -11,11 +12,8 @@ from brainmri.errors import BrainMRIError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
-# Each module adds its commands to `app` in `register(app)`; they import heavy packages only when a command runs.
-COMMAND_MODULES = ()
-
-
-for _module in COMMAND_MODULES:
+# Every module of this folder adds its commands to `app`; heavy packages are imported when a command runs.
+for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
     importlib.import_module(f"brainmri.cli.{_module}").register(app)
 
 
