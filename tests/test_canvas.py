@@ -1,0 +1,93 @@
+"""What the canvas sends to the browser. How it behaves there: test_explain_browser.py."""
+
+import json
+
+import numpy as np
+import pytest
+
+from brainmri.explain.colour import COLOUR_MAPS, colour_table, overlay
+from brainmri.ui.canvas import CanvasError, Panel, canvas, encode, quantise
+
+
+def decode(data: bytes) -> tuple[dict, bytes]:
+    length = int.from_bytes(data[:4], "little")
+    assert (4 + length) % 8 == 0
+    return json.loads(data[4 : 4 + length]), data[4 + length :]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_arrays_arrive_bit_for_bit(dtype):
+    image = (np.arange(3 * 5 * 7).reshape(3, 5, 7) * 2).astype(dtype)
+    mask = image > 50
+    header, blob = decode(encode([Panel(image, "Series", mask=mask, spacing_mm=(1.0, 2.0))], key="k"))
+    panel = header["panels"][0]
+    assert panel["shape"] == [3, 5, 7]
+    assert panel["image"] % 8 == 0
+    np.testing.assert_array_equal(np.frombuffer(blob, dtype, image.size, panel["image"]).reshape(image.shape), image)
+    np.testing.assert_array_equal(np.frombuffer(blob, "u1", image.size, panel["mask"]).reshape(image.shape), mask)
+
+
+def test_shared_images_are_sent_once():
+    image = np.zeros((300, 300), np.uint8)
+    one = len(encode([Panel(image)], key="k"))
+    five = len(encode([Panel(image)] * 5, key="k"))
+    assert five - one < 5000
+
+
+def test_quantise_keeps_what_is_positive_visible_and_zero_transparent():
+    np.testing.assert_array_equal(quantise(np.array([0, 1e-9, 0.5, 1, np.nan])), [0, 1, 128, 255, 0])
+
+
+@pytest.mark.parametrize(
+    ("panels", "words"),
+    [
+        ([], "at least one panel"),
+        ([Panel(np.zeros((4, 4), np.int64))], "int64"),
+        ([Panel(np.zeros((4, 4), np.uint8), saliency=np.zeros((8, 8)))], r"saliency is \(8, 8\)"),
+    ],
+)
+def test_wrong_arrays_are_refused_with_what_came(panels, words):
+    with pytest.raises(CanvasError, match=words):
+        encode(panels, key="k")
+
+
+def test_unknown_style_is_refused():
+    with pytest.raises(CanvasError, match="sparkle"):
+        canvas([Panel(np.zeros((4, 4), np.uint8))], key="k", style="sparkle")
+
+
+def _lightness(srgb: np.ndarray) -> np.ndarray:
+    """CIE L* of linearised sRGB."""
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    y = linear @ [0.2126, 0.7152, 0.0722]
+    return np.where(y > 0.008856, 116 * np.cbrt(y) - 16, 903.3 * y)
+
+
+# Machado, Oliveira & Fernandes, IEEE TVCG 2009, severity 1.0, applied to linear RGB.
+MACHADO = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("vision", MACHADO)
+@pytest.mark.parametrize("name", COLOUR_MAPS)
+def test_colour_maps_rise_in_lightness_for_every_kind_of_colour_vision(name, vision):
+    srgb = colour_table(name) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(MACHADO[vision]).T, 0, 1)
+    seen = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lightness = _lightness(seen)
+    assert (np.diff(lightness[::8]) > 0).all()
+    assert lightness[-1] - lightness[0] > 50
+
+
+def test_overlay_leaves_the_image_alone_where_there_is_no_evidence():
+    pixels = np.full((4, 4), 100, np.uint8)
+    saliency = np.zeros((4, 4), np.float32)
+    saliency[0, 0] = 1
+    picture = overlay(pixels, saliency, threshold=0)
+    assert (picture[1:] == 100).all()
+    assert (picture[0, 0] != 100).any()
