@@ -1,36 +1,331 @@
-"""Logits -> calibrated probabilities, conformal sets, the not-a-brain-MRI gate, and the decision they make together."""
+"""Logits -> calibrated probabilities, conformal sets, the not-a-brain-MRI gate, and the decision they make together.
+
+All of it is fitted after training by `fit_rule` (command ``brainmri calibrate``) and kept in ``models/<id>.npz``.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
+from brainmri.errors import ModelError
 from brainmri.types import CLASS_NAMES
+
+LEVELS = (0.90, 0.95)
+"""Coverages of the prediction sets; the last one decides."""
+
+GATE_REJECTION = 0.01
+"""Share of validation images the gate may turn away, over all its distances together."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Distances from the training data, each divided by its threshold; the largest is the score, 1 is the limit.
+
+    Attributes
+    ----------
+    means : tuple of ndarray of shape (d_i,), float32
+    whitenings : tuple of ndarray of shape (d_i, k_i), float32
+        ``|(descriptor - mean) @ whitening|`` is the Mahalanobis distance.
+    thresholds : ndarray of shape (n_distances,), float64
+    """
+
+    means: tuple[np.ndarray, ...]
+    whitenings: tuple[np.ndarray, ...]
+    thresholds: np.ndarray
+
+    def distances(self, feature_maps: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """One column per descriptor (see `describe`), float64 (n, n_distances), before division by the thresholds."""
+        columns = [
+            np.sqrt((((x - mean) @ whitening) ** 2).sum(axis=1, dtype=np.float64))
+            for x, mean, whitening in zip(describe(feature_maps, inputs), self.means, self.whitenings, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    def score(self, feature_maps: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Largest distance relative to its threshold, float32 (n,); over 1 is no brain MRI as training knew them."""
+        return (self.distances(feature_maps, inputs) / self.thresholds).max(axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """Fitted statistics of one model: ``models/<id>.npz``."""
+    """Fitted statistics of one model: ``models/<id>.npz``.
+
+    Attributes
+    ----------
+    temperature : float
+        Logits are divided by it before the softmax (Guo et al., ICML 2017).
+    quantiles : tuple of float
+        Per coverage in ``LEVELS``: a class belongs to the set where 1 - probability is at most this.
+    gate : Gate or None
+    weights_sha256 : str
+        The weights it was fitted to; empty for the identity rule of a model that has not been calibrated.
+    """
 
     temperature: float = 1.0
-    ood_threshold: float = float("inf")
+    quantiles: tuple[float, ...] = ()
+    gate: Gate | None = None
+    weights_sha256: str = ""
+
+    @property
+    def ood_threshold(self) -> float:
+        """Largest accepted ``ood_score``."""
+        return 1.0 if self.gate else float("inf")
 
     @classmethod
-    def load(cls, path: Path | str) -> DecisionRule:
-        """Read ``<id>.npz``; the identity rule where there is none."""
-        if not Path(path).is_file():
+    def load(cls, path: Path | str, weights_sha256: str | None = None) -> DecisionRule:
+        """Read ``<id>.npz``; the identity rule where there is none.
+
+        Parameters
+        ----------
+        weights_sha256 : str, optional
+            Of the weights it must belong to; default: what the card beside it says.
+
+        Raises
+        ------
+        ModelError
+            Damaged, or fitted to other weights.
+        """
+        path = Path(path)
+        if not path.is_file():
             return cls()
-        with np.load(path) as archive:
-            return cls(float(archive["temperature"]), float(archive["ood_threshold"]))
+        if weights_sha256 is None and path.with_suffix(".json").is_file():
+            from brainmri.model import read_card
+
+            weights_sha256 = read_card(path.stem, path.parent).weights_sha256
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                n = int(archive["n_distances"])
+                gate = Gate(
+                    tuple(archive[f"mean_{i}"].astype(np.float32) for i in range(n)),
+                    tuple(archive[f"whitening_{i}"].astype(np.float32) for i in range(n)),
+                    archive["thresholds"].astype(np.float64),
+                )
+                rule = cls(
+                    float(archive["temperature"]),
+                    tuple(float(q) for q in archive["quantiles"]),
+                    gate if n else None,
+                    str(archive["weights_sha256"]),
+                )
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+            raise ModelError(
+                f"{path.name}: not the statistics that 'brainmri calibrate' writes ({error}); run it again"
+            ) from error
+        if weights_sha256 is not None and rule.weights_sha256 != weights_sha256:
+            raise ModelError(
+                f"{path.name}: fitted to weights {rule.weights_sha256[:12]}…, but {path.stem} has "
+                f"{weights_sha256[:12]}…; run 'brainmri calibrate' for these weights, or remove the file"
+            )
+        return rule
+
+    def save(self, path: Path | str) -> None:
+        """Write ``<id>.npz``, whole or not at all."""
+        arrays: dict[str, np.ndarray] = {
+            "temperature": np.float64(self.temperature),
+            "levels": np.array(LEVELS),
+            "quantiles": np.array(self.quantiles),
+            "weights_sha256": np.array(self.weights_sha256),
+            "n_distances": np.array(len(self.gate.means) if self.gate else 0),
+            "thresholds": self.gate.thresholds if self.gate else np.zeros(0),
+        }
+        if self.gate:
+            for i, (mean, whitening) in enumerate(zip(self.gate.means, self.gate.whitenings, strict=True)):
+                arrays |= {f"mean_{i}": mean, f"whitening_{i}": whitening}
+        path = Path(path)
+        temporary = path.with_suffix(".npz.tmp")
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Temperature-scaled softmax, float32 (n, n_classes)."""
+        return softmax(logits / self.temperature).astype(np.float32)
+
+    def prediction_sets(self, probabilities: np.ndarray, level: float = LEVELS[-1]) -> np.ndarray:
+        """Which classes are in each set, bool (n, n_classes); the likeliest alone where nothing is calibrated."""
+        if not self.quantiles:
+            return probabilities.argmax(axis=1)[:, None] == np.arange(probabilities.shape[1])
+        return conformal_sets(probabilities, self.quantiles[LEVELS.index(level)])
 
     def apply(
-        self, logits: np.ndarray, feature_maps: np.ndarray
+        self, logits: np.ndarray, feature_maps: np.ndarray, inputs: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, tuple[tuple[str, ...], ...], tuple[str, ...]]:
-        """Return probabilities (n, 4), ood_score (n,), prediction_sets, decisions."""
-        scaled = logits / self.temperature
-        exp = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        probabilities = (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32)
-        sets = tuple((CLASS_NAMES[i],) for i in probabilities.argmax(axis=1))
-        return probabilities, np.zeros(len(logits), np.float32), sets, ("class",) * len(logits)
+        """Decide for each slice.
+
+        Parameters
+        ----------
+        logits : ndarray of shape (n, n_classes), float32
+        feature_maps : ndarray of shape (n, rows, columns, channels), float32
+            block5_conv3 after ReLU.
+        inputs : ndarray of shape (n, 128, 128), float32
+            What the network saw, in [0, 1]; the gate needs it.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, n_classes), float32
+        ood_score : ndarray of shape (n,), float32
+        prediction_sets : tuple of tuple of str
+            95 % conformal sets, likeliest class first.
+        decisions : tuple of str
+            ``"rejected"`` goes before ``"undecided"`` (no class, or more than one, in the set), else ``"class"``.
+        """
+        probabilities = self.probabilities(logits)
+        if self.gate is None:
+            ood_score = np.zeros(len(logits), np.float32)
+        elif inputs is None:
+            raise ModelError("the gate was fitted on network inputs too; pass them to DecisionRule.apply")
+        else:
+            ood_score = self.gate.score(feature_maps, inputs)
+        sets, decisions = [], []
+        for p, members, rejected in zip(
+            probabilities, self.prediction_sets(probabilities), ood_score > self.ood_threshold, strict=True
+        ):
+            sets.append(tuple(CLASS_NAMES[i] for i in np.argsort(-p, kind="stable") if members[i]))
+            decisions.append("rejected" if rejected else "class" if len(sets[-1]) == 1 else "undecided")
+        return probabilities, ood_score, tuple(sets), tuple(decisions)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def conformal_sets(probabilities: np.ndarray, quantile: float) -> np.ndarray:
+    """Classes whose score 1 - p is at most the quantile; bool (n, n_classes). May be empty."""
+    return 1.0 - probabilities.astype(np.float64) <= quantile
+
+
+def fit_temperature(logits: np.ndarray, y_true: np.ndarray) -> float:
+    """Temperature that minimises the log loss of a held-out split.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n, n_classes)
+    y_true : ndarray of shape (n,), int
+        Class indices.
+
+    References
+    ----------
+    .. [1] Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits = np.asarray(logits, np.float64)
+
+    def log_loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        peak = scaled.max(axis=1)
+        log_sum = peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))
+        return float((log_sum - scaled[np.arange(len(y_true)), y_true]).mean())
+
+    return float(np.exp(minimize_scalar(log_loss, bounds=(-3, 3), method="bounded").x))
+
+
+def conformal_quantile(probabilities: np.ndarray, y_true: np.ndarray, level: float) -> float:
+    """Split-conformal quantile of the score 1 - p(true class).
+
+    The ⌈(n + 1) · level⌉-th smallest of n scores; 1 (every class is in the set) where n is too small for the level.
+
+    References
+    ----------
+    .. [1] Sadinle, Lei & Wasserman, "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", JASA 2019.
+    .. [2] Angelopoulos & Bates, "A Gentle Introduction to Conformal Prediction", 2021, arXiv:2107.07511.
+    """
+    scores = np.sort(1.0 - probabilities.astype(np.float64)[np.arange(len(y_true)), y_true])
+    # 19 digits of a level such as 0.9 are not 0.9: without rounding 10 * 0.9 can become 9.000000000000002 -> 10
+    rank = int(np.ceil(round((len(scores) + 1) * level, 9)))
+    return float(scores[rank - 1]) if rank <= len(scores) else 1.0
+
+
+def describe(feature_maps: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What the gate measures distances of.
+
+    Returns
+    -------
+    features : ndarray of shape (n, channels), float32
+        Square root of block5's channel means: what the network sees, wherever it is.
+    appearance : ndarray of shape (n, 280), float32
+        16 x 16 thumbnail and square-rooted histogram of the network's input: a head's shape and greys.
+    rim : ndarray of shape (n, 1), float32
+        How much of the head's rim is at full white: bone in a CT window; in MRI cortical bone is dark.
+    """
+    inputs = np.asarray(inputs, np.float32)
+    n, size, _ = inputs.shape
+    features = np.sqrt(np.maximum(feature_maps.mean(axis=(1, 2)), 0))
+    thumbnails = inputs.reshape(n, 16, size // 16, 16, size // 16).mean(axis=(2, 4)).reshape(n, -1)
+    bins = np.minimum((inputs * 24).astype(np.int64), 23).reshape(n, -1) + 24 * np.arange(n)[:, None]
+    histogram = np.bincount(bins.ravel(), minlength=24 * n).reshape(n, 24) / size**2
+    appearance = np.hstack([thumbnails, np.sqrt(histogram)]).astype(np.float32)
+    return features.astype(np.float32), appearance, _white_rim(inputs)
+
+
+def _white_rim(inputs: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    n, size, _ = inputs.shape
+    cells = (n, size // 4, 4, size // 4, 4)
+    white = (inputs >= 0.985).reshape(cells).mean(axis=(2, 4))
+    bright = inputs.reshape(cells).mean(axis=(2, 4)) > 0.08
+    share = np.zeros((n, 1), np.float32)
+    cross = ndimage.generate_binary_structure(2, 1)
+    for i in range(n):
+        head = ndimage.binary_fill_holes(bright[i])
+        rim = head & ~ndimage.binary_erosion(head, cross, iterations=4)
+        if rim.any():
+            share[i] = white[i][rim].mean()
+    return share
+
+
+def fit_gate(
+    train: tuple[np.ndarray, ...], validation: tuple[np.ndarray, ...], weights: np.ndarray | None = None
+) -> Gate:
+    """Fit the gate's statistics on training descriptors and its thresholds on validation descriptors.
+
+    Parameters
+    ----------
+    train, validation : tuples of ndarray of shape (n, d_i)
+        As `describe` returns them.
+    weights : ndarray of shape (n_train,), optional
+        Of the training images, one over their group's size, say, so that a scan copied five times counts once.
+
+    Notes
+    -----
+    Each of the distances may turn away an equal share of ``GATE_REJECTION``.
+
+    References
+    ----------
+    .. [1] Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", NeurIPS 2018.
+    .. [2] Ledoit & Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices", JMVA 2004.
+    """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
+    share = np.ones(len(train[0])) if weights is None else np.asarray(weights, np.float64)
+    share = share / share.sum()
+    means, whitenings = [], []
+    for x in train:
+        x = np.asarray(x, np.float64)
+        mean = share @ x
+        centred = x - mean
+        covariance = (centred * share[:, None]).T @ centred
+        shrinkage = ledoit_wolf_shrinkage(centred, assume_centered=True) if x.shape[1] > 1 else 0.0
+        spread = np.diag(covariance).mean()
+        covariance = (1 - shrinkage) * covariance + (shrinkage + 1e-4) * spread * np.eye(x.shape[1])
+        values, vectors = np.linalg.eigh(covariance)
+        # Only the ratio to the threshold counts, so the scale is free; float16 halves the file, and the thresholds
+        # below are those of the rounded numbers.
+        whitening = vectors * np.sqrt(values.min() / values) if spread > 0 else vectors
+        means.append(mean.astype(np.float32))
+        whitenings.append(whitening.astype(np.float16))
+    gate = Gate(tuple(means), tuple(w.astype(np.float32) for w in whitenings), np.ones(len(means)))
+    columns = [
+        np.sort(np.sqrt((((x - m) @ w) ** 2).sum(axis=1, dtype=np.float64)))
+        for x, m, w in zip(validation, gate.means, gate.whitenings, strict=True)
+    ]
+    n = len(columns[0])
+    rank = min(n, int(np.ceil(round((n + 1) * (1 - GATE_REJECTION / len(columns)), 9))))
+    return Gate(gate.means, gate.whitenings, np.maximum([c[rank - 1] for c in columns], 1e-6))
