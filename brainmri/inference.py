@@ -1,18 +1,27 @@
-"""Slices -> Prediction, whichever engine runs underneath."""
+"""Slices -> Prediction, whichever engine runs underneath: OpenVINO where its network is there, else Keras."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from brainmri.decision import DecisionRule
+from brainmri.errors import BrainMRIError, EngineError, InvalidImageError
 from brainmri.imaging import as_network_batch, preprocess
-from brainmri.model import FEATURE_LAYER, LOGITS_LAYER, ModelCard, load_network, read_card
+from brainmri.model import FEATURE_LAYER, LOGITS_LAYER, ModelCard, load_network, read_card, sha256_of
 from brainmri.types import Prediction
+
+PRECISIONS = ("float32", "bf16", "int8")
+MAX_BATCH = 32
+"""Images in one forward pass: activations grow with it (4 MB an image in bfloat16), throughput hardly does."""
+
+_log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -32,10 +41,21 @@ class KerasEngine:
     name = "keras"
     precision = "float32"
 
-    def __init__(self, card: ModelCard, directory: Path | str):
-        import keras
-        import tensorflow as tf
-
+    def __init__(
+        self, card: ModelCard, directory: Path | str, *, precision: str | None = None, threads: int | None = None
+    ):
+        if precision not in (None, "float32"):
+            raise EngineError(f"the keras engine computes in float32 only, not {precision}; use the openvino engine")
+        try:
+            import keras
+            import tensorflow as tf
+        except ImportError as error:
+            raise EngineError(f"TensorFlow does not import ({error}); pip install tensorflow") from error
+        if threads is not None:
+            try:
+                tf.config.threading.set_intra_op_parallelism_threads(threads)
+            except RuntimeError:
+                _log.warning("TensorFlow already runs in this process: its number of threads stays as it is")
         self.network = load_network(card, directory)
         both = keras.Model(
             self.network.input,
@@ -51,13 +71,133 @@ class KerasEngine:
         return logits.numpy(), features.numpy()
 
 
-class Classifier:
-    """A model ready to answer: engine, card and decision rule. Safe to share between threads; never mutated."""
+class OpenVINOEngine:
+    """The optimised network beside the weights (``<id>.openvino.xml``, ``.bin``), made by ``brainmri optimize``.
 
-    def __init__(self, card: ModelCard, engine: Engine, rule: DecisionRule):
+    It names the sha256 of the ``.keras`` file that it was made from and must match the card; the ``.keras`` file
+    itself is not read and need not be there.
+
+    Parameters
+    ----------
+    precision : str, optional
+        Of the arithmetic: default what the network was optimised for. A network kept in float runs in ``float32`` or
+        ``bf16``; one quantised to ``int8`` runs in that alone.
+    threads : int, optional
+        Default: every core.
+    network : path, optional
+        Another ``.xml`` than the card's own.
+
+    Raises
+    ------
+    EngineError
+        No OpenVINO, no optimised network, a damaged one or one made from other weights.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        card: ModelCard,
+        directory: Path | str,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        network: Path | str | None = None,
+    ):
+        path = Path(network) if network else optimised_path(card.id, directory)
+        made_for = check_optimised(path, card)
+        precision = precision or made_for
+        if "int8" in (precision, made_for) and precision != made_for:
+            raise EngineError(f"{path.name} is optimised for {made_for} and cannot run in {precision}")
+        try:
+            import openvino
+        except ImportError as error:
+            raise EngineError(f"OpenVINO does not import ({error}); pip install openvino") from error
+        core = openvino.Core()
+        # An int8 network's few float layers run in bfloat16, where the processor has it.
+        fast = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and precision != "float32"
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",  # one stream on all cores: best at any batch size on few cores
+            "INFERENCE_PRECISION_HINT": "bf16" if fast else "f32",
+        }
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled = core.compile_model(str(path), "CPU", options)
+        except RuntimeError as error:
+            raise EngineError(f"{path.name}: OpenVINO cannot load it ({_first_line(error)})") from error
+        self.precision = precision if precision != "bf16" or fast else "float32"
+        self._request = self._compiled.create_infer_request()
+        self._lock = threading.Lock()
+
+    def forward(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Engine.forward`; one batch at a time, on all cores."""
+        batch = np.ascontiguousarray(batch, np.float32)
+        with self._lock:
+            result = self._request.infer([batch], share_inputs=True, share_outputs=True)
+            return result[0].copy(), result[1].copy()  # the request's own memory is used again
+
+
+ENGINES: dict[str, type[KerasEngine] | type[OpenVINOEngine]] = {"openvino": OpenVINOEngine, "keras": KerasEngine}
+"""By name, the fastest first."""
+
+
+def optimised_path(model_id: str, directory: Path | str) -> Path:
+    """Where the optimised network of a model lies."""
+    return Path(directory) / f"{model_id}.openvino.xml"
+
+
+def check_optimised(path: Path, card: ModelCard) -> str:
+    """Check that an optimised network is whole and made from a card's weights; return its precision.
+
+    Raises
+    ------
+    EngineError
+        Missing, damaged, or foreign; says what to do.
+    """
+    again = f"run: brainmri optimize {card.id}"
+    binary = path.with_suffix(".bin")
+    for file in (path, binary):
+        if not file.is_file():
+            raise EngineError(f"{file.name}: no such file in {file.parent}; {again}")
+    try:
+        import xml.etree.ElementTree as ElementTree
+
+        # rt_info is a child of the root; the layers before it are small, their weights are in the .bin.
+        root = ElementTree.parse(path).getroot()
+        made = {item.tag: item.get("value", "") for item in root.findall("./rt_info/brainmri/*")}
+        weights, precision, digest = made["weights_sha256"], made["precision"], made["bin_sha256"]
+    except (OSError, ElementTree.ParseError, KeyError) as error:
+        raise EngineError(f"{path.name}: not a network that brainmri optimize wrote ({error}); {again}") from error
+    if weights != card.weights_sha256:
+        raise EngineError(
+            f"{path.name}: made from weights {weights[:12]}…, the card's are {card.weights_sha256[:12]}…; {again}"
+        )
+    if sha256_of(binary) != digest:
+        raise EngineError(f"{binary.name}: damaged (its sha256 is not the one {path.name} names); {again}")
+    if precision not in PRECISIONS:
+        raise EngineError(f"{path.name}: unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    return precision
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
+class Classifier:
+    """A model ready to answer: engine, card and decision rule. Safe to share between threads; never mutated.
+
+    Attributes
+    ----------
+    fallback_reason : str or None
+        Why a slower engine answers than the one asked for; fit for a screen.
+    """
+
+    def __init__(self, card: ModelCard, engine: Engine, rule: DecisionRule, fallback_reason: str | None = None):
         self.card = card
         self.engine = engine
         self.rule = rule
+        self.fallback_reason = fallback_reason
 
     def predict(self, images: Sequence[np.ndarray]) -> Prediction:
         """Classify slices.
@@ -70,13 +210,15 @@ class Classifier:
         Raises
         ------
         InvalidImageError
-            Wrong rank, dtype or size.
+            No slice, or wrong rank, dtype or size.
         """
         start = time.perf_counter()
+        if not len(images):
+            raise InvalidImageError("expected at least one slice, got none")
         inputs, transforms = zip(*(preprocess(image) for image in images), strict=True)
         stacked = np.stack(inputs)
-        logits, feature_maps = self.engine.forward(as_network_batch(stacked))
-        probabilities, ood_score, sets, decisions = self.rule.apply(logits, feature_maps)
+        logits, feature_maps = self.forward(stacked)
+        probabilities, ood_score, sets, decisions = self.rule.apply(logits, feature_maps, stacked)
         return Prediction(
             logits=logits,
             probabilities=probabilities,
@@ -94,8 +236,71 @@ class Classifier:
             elapsed_ms=(time.perf_counter() - start) * 1e3,
         )
 
+    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run the network on any number of inputs, `MAX_BATCH` at a time.
 
-def load_classifier(model_id: str, directory: Path | str, engine: str = "auto") -> Classifier:
-    """Load a model by id with its card, fitted statistics and engine (``auto``, ``openvino`` or ``keras``)."""
+        Parameters
+        ----------
+        inputs : ndarray of shape (n, 128, 128), float32
+            In [0, 1].
+
+        Returns
+        -------
+        logits, feature_maps : ndarray of shape (n, 4) and (n, 8, 8, 512), float32
+        """
+        parts = [
+            self.engine.forward(as_network_batch(inputs[start : start + MAX_BATCH]))
+            for start in range(0, len(inputs), MAX_BATCH)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+def load_classifier(
+    model_id: str,
+    directory: Path | str,
+    engine: str = "auto",
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+) -> Classifier:
+    """Load a model by id with its card, fitted statistics and engine.
+
+    Parameters
+    ----------
+    engine : str
+        ``"openvino"`` or ``"keras"``; where it does not load the other one answers, with a line in the log and in
+        `Classifier.fallback_reason`. ``"auto"`` is ``"openvino"``.
+    precision : str, optional
+        One of `PRECISIONS`; default the fastest that passed ``brainmri optimize``. Asked for, it is not replaced.
+    threads : int, optional
+        Default: every core.
+
+    Raises
+    ------
+    ModelError
+        No such model, or weights that are not the card's.
+    EngineError
+        Unknown engine or precision (lists the known ones), or no engine loads.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise EngineError(f"unknown engine '{engine}'; known: auto, {', '.join(ENGINES)}")
+    if precision not in (None, *PRECISIONS):
+        raise EngineError(f"unknown precision '{precision}'; known: {', '.join(PRECISIONS)}")
     card = read_card(model_id, directory)
-    return Classifier(card, KerasEngine(card, directory), DecisionRule.load(Path(directory) / f"{model_id}.npz"))
+    rule = DecisionRule.load(Path(directory) / f"{model_id}.npz")
+    wanted = "openvino" if engine == "auto" else engine
+    reasons: list[str] = []
+    for name in sorted(ENGINES, key=lambda n: n != wanted):
+        try:
+            loaded = ENGINES[name](card, directory, precision=precision, threads=threads)
+        except BrainMRIError as error:
+            _log.warning("engine %s does not load: %s", name, error)
+            reasons.append(f"{name}: {error}")
+            continue
+        reason = (
+            f"The {name} engine answers, because the {wanted} engine does not load. {reasons[0]}" if reasons else None
+        )
+        return Classifier(card, loaded, rule, reason)
+    raise EngineError(f"{model_id}: no engine loads. " + "; ".join(reasons))
