@@ -1,0 +1,77 @@
+"""Router: page config, sign-in gate, st.navigation over pages/. Nothing else.
+
+``streamlit run Home.py`` imports this file once before it listens, and runs it as a script for every session.
+"""
+
+from pathlib import Path
+
+import streamlit as st
+
+from brainmri.errors import BrainMRIError
+from brainmri.ui import auth, state
+
+SIGNED_IN = ("reader", "radiologist", "admin")
+EVERYONE = ("guest", *SIGNED_IN)
+
+# Section -> pages: file, title, icon, URL path, roles that see it. The first page of a role is its start page.
+PAGES = {
+    "Main": [
+        ("main/overview.py", "Overview", ":material/home:", "overview", EVERYONE),
+        ("main/predict.py", "Predict", ":material/neurology:", "predict", EVERYONE),
+        ("main/history.py", "History", ":material/history:", "history", SIGNED_IN),
+    ],
+    "Explore": [],
+    "Clinical": [],
+    "Settings": [
+        ("settings/account.py", "Account", ":material/person:", "account", SIGNED_IN),
+        ("settings/users.py", "Users", ":material/group:", "users", ("admin",)),
+    ],
+}
+FOLDER = Path(__file__).resolve().parent / "pages"
+
+
+def run() -> None:
+    """One run of one session."""
+    st.set_page_config(page_title=auth.PRODUCT, page_icon=":material/neurology:", layout="wide")
+    user = auth.authenticate()
+    if user is None:
+        # Every address leads to the sign-in form and stays in the address bar, so that signing in ends up there.
+        addresses = [st.Page(auth.sign_in_page, title="Sign in", url_path=entry[3]) for _, entry in _entries()]
+        start = st.Page(auth.sign_in_page, title="Sign in", url_path="sign-in", default=True)
+        st.navigation([start, *addresses], position="hidden").run()
+        return
+    pages: dict[str, list] = {section: [] for section in PAGES}
+    for section, (file, title, icon, path, roles) in _entries():
+        if user.must_change_password and path != "account":
+            continue
+        open_to_user = user.role in roles
+        pages[section].append(
+            st.Page(
+                FOLDER / file if open_to_user else auth.refusal_page,
+                title=title,
+                icon=icon,
+                url_path=path,
+                visibility="visible" if open_to_user else "hidden",
+            )
+        )
+    page = st.navigation(pages)
+    auth.user_menu(user)
+    try:
+        page.run()
+    except BrainMRIError as error:  # whatever a page did not turn into a message of its own
+        st.error(str(error), icon=":material/error:")
+
+
+def _entries():
+    return [(section, entry) for section, rows in PAGES.items() for entry in rows if (FOLDER / entry[0]).exists()]
+
+
+if __name__ == "__main__":
+    run()
+else:
+    try:
+        state.settings()
+        state.database()
+    except BrainMRIError as error:
+        raise SystemExit(f"brainmri: {error}") from None
+    app = st.App(__file__)

@@ -1,0 +1,646 @@
+"""Tables and queries (SQLite by default, PostgreSQL by URL), and the image files that belong to the records."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from brainmri import __version__
+from brainmri.config import Settings
+from brainmri.errors import PermissionDeniedError, StorageError
+from brainmri.types import Analysis, CropTransform, MRISlice
+
+if TYPE_CHECKING:
+    from brainmri.accounts import User
+
+MIGRATIONS = Path(__file__).resolve().parent / "migrations"
+MIGRATION_LOCK = 0x627261696E  # "brain": advisory lock of PostgreSQL, held while one process migrates
+BUSY_SECONDS = 30
+STALE_FILE_SECONDS = 3600
+
+
+class UtcDateTime(sa.TypeDecorator):
+    """Aware datetime, always UTC; SQLite keeps no zone, so it is put back on the way out."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """UTC on the way in."""
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Aware on the way out."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def utc_now() -> datetime:
+    """Now, aware."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Base of all tables; the schema itself is made by ``migrations/``."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class UserRow(Base):
+    """An account."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    username: Mapped[str] = mapped_column(sa.String(64), unique=True)  # lower case
+    name: Mapped[str] = mapped_column(sa.String(200))
+    email: Mapped[str | None] = mapped_column(sa.String(254))
+    password_hash: Mapped[str] = mapped_column(sa.String(100))  # bcrypt
+    role: Mapped[str] = mapped_column(sa.String(20))  # reader, radiologist, admin
+    active: Mapped[bool] = mapped_column(default=True)
+    must_change_password: Mapped[bool] = mapped_column(default=False)  # after an administrator's reset
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    last_sign_in_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class SessionRow(Base):
+    """A sign-in; the cookie carries the id, the table only its hash."""
+
+    __tablename__ = "sessions"
+
+    id_sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    client: Mapped[str] = mapped_column(sa.String(200), default="")  # browser, as it names itself
+
+
+class FailureRow(Base):
+    """Failed sign-ins under one name, whether an account has it or not: being locked out betrays nothing."""
+
+    __tablename__ = "sign_in_failures"
+
+    username: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    attempts: Mapped[int] = mapped_column(default=0)
+    last_attempt_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class InviteRow(Base):
+    """A one-time code that lets someone sign up, with the role they get."""
+
+    __tablename__ = "invites"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    code_sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    role: Mapped[str] = mapped_column(sa.String(20))
+    note: Mapped[str] = mapped_column(sa.String(200), default="")
+    created_by: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id"))  # None: the server, for the first admin
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    used_by: Mapped[int | None] = mapped_column(sa.ForeignKey("users.id"))
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Record(Base):
+    """An answer as it was given. Never changed afterwards: neither this package nor the database allows it."""
+
+    __tablename__ = "records"
+    __table_args__ = (
+        # Wide enough to filter a user's history without touching the rows themselves.
+        sa.Index("ix_records_user", "user_id", "created_at", "id", "name_key", "label", "decision", "model_id"),
+        sa.Index("ix_records_all", "created_at", "id", "name_key", "label", "decision", "model_id", "user_id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    name: Mapped[str] = mapped_column(sa.String(255))
+    name_key: Mapped[str] = mapped_column(sa.String(255))  # case-folded, for searching in any alphabet
+    image_sha256: Mapped[str] = mapped_column(sa.String(64))  # of the bytes the slice was decoded from
+    file_sha256: Mapped[str] = mapped_column(sa.String(64), index=True)  # of the stored file, and its name
+    pixels_sha256: Mapped[str] = mapped_column(sa.String(64))  # of the decoded grey values that were answered
+    label: Mapped[str | None] = mapped_column(sa.String(40))  # None unless decision is "class"
+    decision: Mapped[str] = mapped_column(sa.String(20))
+    prediction_set: Mapped[list[str]] = mapped_column(sa.JSON)
+    probabilities: Mapped[dict[str, float]] = mapped_column(sa.JSON)
+    logits: Mapped[list[float]] = mapped_column(sa.JSON)
+    ood_score: Mapped[float] = mapped_column(sa.Double)
+    ood_threshold: Mapped[float] = mapped_column(sa.Double)
+    model_id: Mapped[str] = mapped_column(sa.String(100))
+    weights_sha256: Mapped[str] = mapped_column(sa.String(64))
+    engine: Mapped[str] = mapped_column(sa.String(40))
+    precision: Mapped[str] = mapped_column(sa.String(40))
+    preprocessing: Mapped[str] = mapped_column(sa.String(100))
+    software_version: Mapped[str] = mapped_column(sa.String(40))
+    elapsed_ms: Mapped[float] = mapped_column(sa.Double)
+    transform: Mapped[dict[str, int]] = mapped_column(sa.JSON)  # fields of CropTransform
+    height: Mapped[int]
+    width: Mapped[int]
+    source_format: Mapped[str] = mapped_column(sa.String(40))
+    spacing_mm: Mapped[list[float] | None] = mapped_column(sa.JSON(none_as_null=True))
+    orientation: Mapped[list[str] | None] = mapped_column(sa.JSON(none_as_null=True))
+    sop_instance_uid: Mapped[str | None] = mapped_column(sa.String(64))
+    frame: Mapped[int | None]
+    notes: Mapped[list[str]] = mapped_column(sa.JSON)
+
+    def crop_transform(self) -> CropTransform:
+        """Where the network's input lay in the image."""
+        return CropTransform(**self.transform)
+
+
+@sa.event.listens_for(Record, "before_update")
+def _refuse_update(_mapper: Any, _connection: Any, record: Record) -> None:
+    raise StorageError(f"record {record.id} is an answer as it was given and cannot be changed; save a new one")
+
+
+class Database:
+    """A database brought up to the newest schema. Safe to share between threads.
+
+    Parameters
+    ----------
+    url : str
+        SQLAlchemy URL, ``sqlite:///file`` or ``postgresql+psycopg://user:password@host/name``.
+
+    Raises
+    ------
+    StorageError
+        It cannot be opened or brought up to date.
+    """
+
+    def __init__(self, url: str):
+        try:
+            parsed = sa.make_url(url)
+            if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            self.engine = _make_engine(parsed)
+            self._writer = self.engine.execution_options(brainmri_writes=True)
+            _upgrade(self._writer)
+        except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
+            shown = sa.make_url(url).render_as_string() if "://" in url else url
+            raise StorageError(f"database {shown} cannot be used: {_one_line(error)}; check database.url") from error
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for queries."""
+        with _translated(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session in one transaction: commits at the end, rolls back on any error.
+
+        On SQLite it holds the write lock from the start, so what it reads stays true until it commits.
+        """
+        with _translated(), Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.engine.dispose()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except sa.exc.SQLAlchemyError as error:
+        raise StorageError(f"the database refused: {_one_line(error)}; nothing was changed") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+def _make_engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    memory = url.database in (None, "", ":memory:")
+    engine = sa.create_engine(
+        url,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        **({"poolclass": sa.StaticPool} if memory else {}),
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        # The driver must not begin transactions behind SQLAlchemy's back: DDL would escape them.
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        for attempt in range(100):  # switching to WAL does not wait for other processes by itself
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except Exception:
+                if attempt == 99:
+                    raise
+                time.sleep(0.05)
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("brainmri_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _upgrade(engine: sa.Engine) -> None:
+    """Bring the schema to head. A second process waits for the first, then finds nothing to do."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+# --- records -----------------------------------------------------------------------------------------------------
+
+
+def save_record(
+    database: Database,
+    settings: Settings,
+    user: User,
+    analysis: Analysis,
+    content: bytes | None,
+    *,
+    preprocessing: str | None = None,
+) -> Record:
+    """Keep an answer together with its image: both, or neither.
+
+    Parameters
+    ----------
+    user : User
+        Whose case it becomes; a guest stores nothing.
+    content : bytes or None
+        The image file as it came (de-identified where it is DICOM). None stores the slice's grey values as PNG.
+    preprocessing : str, optional
+        Name of the preprocessing behind the answer; default: this version's.
+
+    Raises
+    ------
+    PermissionDeniedError
+        The user is a guest.
+    StorageError
+        Disk full, folder read-only, database out of reach; nothing was kept.
+    """
+    if user.id is None:
+        raise PermissionDeniedError("a guest stores nothing; sign in to keep cases")
+    if content is None:
+        content = _as_png(analysis.slice)
+    mri_slice = analysis.slice
+    name = mri_slice.name.strip()[:255] or "unnamed"
+    if preprocessing is None:
+        from brainmri import imaging
+
+        preprocessing = getattr(imaging, "PREPROCESSING", f"{imaging.preprocess.__name__}-{imaging.NETWORK_SIZE}")
+    record = Record(
+        user_id=user.id,
+        created_at=utc_now(),
+        name=name,
+        name_key=_name_key(name),
+        image_sha256=mri_slice.sha256,
+        file_sha256=hashlib.sha256(content).hexdigest(),
+        pixels_sha256=_pixels_sha256(mri_slice),
+        label=analysis.label,
+        decision=analysis.decision,
+        prediction_set=list(analysis.prediction_set),
+        probabilities={k: float(v) for k, v in analysis.probabilities.items()},
+        logits=[float(v) for v in analysis.logits],
+        ood_score=float(analysis.ood_score),
+        ood_threshold=float(analysis.ood_threshold),
+        model_id=analysis.model_id,
+        weights_sha256=analysis.weights_sha256,
+        engine=analysis.engine,
+        precision=analysis.precision,
+        preprocessing=preprocessing,
+        software_version=__version__,
+        elapsed_ms=float(analysis.elapsed_ms),
+        transform={key: int(value) for key, value in vars(analysis.transform).items()},
+        height=int(mri_slice.pixels.shape[0]),
+        width=int(mri_slice.pixels.shape[1]),
+        source_format=mri_slice.source_format,
+        spacing_mm=list(map(float, mri_slice.spacing_mm)) if mri_slice.spacing_mm else None,
+        orientation=list(mri_slice.orientation) if mri_slice.orientation else None,
+        sop_instance_uid=mri_slice.sop_instance_uid,
+        frame=mri_slice.frame,
+        notes=list(mri_slice.notes),
+    )
+    folder = settings.uploads.directory
+    with _stored_file(folder, record.file_sha256, content) as publish, database.write() as session:
+        _lock_file(session, record.file_sha256)
+        session.add(record)
+        session.flush()
+        publish()  # inside the transaction: no commit without the file, no file without the commit
+    return record
+
+
+def find_records(
+    database: Database,
+    user: User,
+    *,
+    text: str = "",
+    labels: Sequence[str] = (),
+    decisions: Sequence[str] = (),
+    model_ids: Sequence[str] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+    owner_id: int | None = None,
+    offset: int = 0,
+    limit: int = 25,
+) -> RecordPage:
+    """One page of the records that a user may see, newest first.
+
+    Parameters
+    ----------
+    text : str
+        Part of the name, in any case.
+    labels, decisions, model_ids : sequence of str
+        Any of these; empty means all.
+    since, until : datetime, optional
+        Aware; ``since`` inclusive, ``until`` exclusive.
+    owner_id : int, optional
+        Only this user's, among those visible.
+
+    Returns
+    -------
+    RecordPage
+        The page and how many records match altogether.
+    """
+    conditions = [_visible(user)]
+    if text.strip():
+        conditions.append(Record.name_key.contains(_name_key(text.strip()), autoescape=True))
+    for column, values in ((Record.label, labels), (Record.decision, decisions), (Record.model_id, model_ids)):
+        if values:
+            conditions.append(column.in_(values))
+    if since:
+        conditions.append(Record.created_at >= since)
+    if until:
+        conditions.append(Record.created_at < until)
+    if owner_id is not None:
+        conditions.append(Record.user_id == owner_id)
+    with database.read() as session:
+        total = session.scalar(sa.select(sa.func.count()).select_from(Record).where(*conditions)) or 0
+        # Ids from the index alone first; the wide rows are read for this page only.
+        ids = (
+            sa.select(Record.id)
+            .where(*conditions)
+            .order_by(Record.created_at.desc(), Record.id.desc())
+            .offset(offset)
+            .limit(limit)
+        )
+        chosen = list(session.scalars(ids))
+        found = {r.id: r for r in session.scalars(sa.select(Record).where(Record.id.in_(chosen)))} if chosen else {}
+    return RecordPage([found[i] for i in chosen if i in found], total)
+
+
+@dataclass(frozen=True)
+class RecordPage:
+    """Records of one page, newest first, and the number of all that match."""
+
+    records: list[Record]
+    total: int
+
+
+def used_model_ids(database: Database, user: User) -> list[str]:
+    """Models that answered any record this user may see, sorted."""
+    with database.read() as session:
+        return sorted(session.scalars(sa.select(Record.model_id).where(_visible(user)).distinct()))
+
+
+def open_record(database: Database, user: User, record_id: int) -> Record:
+    """One record.
+
+    Raises
+    ------
+    StorageError
+        There is none with this number, or this user may not see it (the two are not told apart).
+    """
+    with database.read() as session:
+        record = session.scalar(sa.select(Record).where(Record.id == record_id, _visible(user)))
+    if record is None:
+        raise StorageError(f"there is no case {record_id} among yours; choose one in History")
+    return record
+
+
+def delete_record(database: Database, settings: Settings, user: User, record_id: int) -> None:
+    """Delete a record, and its file where no other record uses it.
+
+    Raises
+    ------
+    StorageError
+        No such record among those the user may see, or the file cannot be removed; nothing was deleted.
+    """
+    path, trash = None, None
+    try:
+        with database.write() as session:
+            record = session.scalar(sa.select(Record).where(Record.id == record_id, _visible(user)))
+            if record is None:
+                raise StorageError(f"there is no case {record_id} among yours; nothing was deleted")
+            _lock_file(session, record.file_sha256)
+            session.delete(record)
+            session.flush()
+            if not session.scalar(sa.select(sa.exists().where(Record.file_sha256 == record.file_sha256))):
+                path = settings.uploads.directory / record.file_sha256
+                if path.exists():
+                    trash = path.with_name(f"{path.name}.{uuid4().hex}.deleted")
+                    os.replace(path, trash)
+    except OSError as error:
+        raise StorageError(f"case {record_id} was not deleted: {error.strerror}") from error
+    except BaseException:
+        if path and trash and trash.exists():
+            os.replace(trash, path)
+        raise
+    if trash:
+        with suppress(OSError):
+            trash.unlink()
+
+
+def read_file(settings: Settings, record: Record) -> bytes:
+    """The record's image file as it was stored.
+
+    Raises
+    ------
+    StorageError
+        Missing or changed on disk.
+    """
+    path = settings.uploads.directory / record.file_sha256
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"case {record.id}: its image file cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != record.file_sha256:
+        raise StorageError(f"case {record.id}: its image file was changed on disk; restore it from a backup")
+    return content
+
+
+def load_slice(settings: Settings, record: Record) -> MRISlice:
+    """The slice a record answers, decoded again from its file, with the record's spacing, orientation and notes.
+
+    Raises
+    ------
+    StorageError
+        The file is missing or changed.
+    """
+    from brainmri.imaging import decode_image
+
+    content = read_file(settings, record)
+    if record.source_format == "DICOM" and not content.startswith(b"\x89PNG"):
+        from brainmri.pipeline import read_slices  # type: ignore[attr-defined]
+
+        slices = read_slices(content, record.name, settings)
+        decoded = next((s for s in slices if s.frame == record.frame), slices[0])
+    else:
+        decoded = decode_image(content, record.name)
+    notes = tuple(record.notes)
+    if _pixels_sha256(decoded) != record.pixels_sha256:
+        notes += ("The image decodes differently today from when it was answered; the answer shown is the old one.",)
+    return replace(
+        decoded,
+        name=record.name,
+        sha256=record.image_sha256,
+        source_format=record.source_format,
+        spacing_mm=(record.spacing_mm[0], record.spacing_mm[1]) if record.spacing_mm else None,
+        orientation=tuple(record.orientation) if record.orientation else None,  # type: ignore[arg-type]
+        sop_instance_uid=record.sop_instance_uid,
+        frame=record.frame,
+        notes=notes,
+    )
+
+
+def _visible(user: User) -> sa.ColumnElement[bool]:
+    """Which records a user may see: own ones, an administrator all, a guest none."""
+    if user.id is None:
+        return sa.false()
+    if user.role == "admin":
+        return sa.true()
+    return Record.user_id == user.id
+
+
+def _name_key(text: str) -> str:
+    return text.casefold()[:255]
+
+
+def _pixels_sha256(mri_slice: MRISlice) -> str:
+    height, width = mri_slice.pixels.shape
+    return hashlib.sha256(f"{height}x{width}:".encode() + mri_slice.pixels.tobytes()).hexdigest()
+
+
+def _as_png(mri_slice: MRISlice) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(mri_slice.pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# --- image files -------------------------------------------------------------------------------------------------
+
+
+def _lock_file(session: Session, sha256: str) -> None:
+    """Keep others from storing or deleting the same file until this transaction ends (SQLite has one writer anyway)."""
+    if session.get_bind().dialect.name == "postgresql":
+        key = int.from_bytes(bytes.fromhex(sha256[:16]), "big", signed=True)
+        session.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+@contextmanager
+def _stored_file(folder: Path, sha256: str, content: bytes) -> Iterator[Any]:
+    """Write beside the final name and yield what renames it there; on any error nothing new stays behind."""
+    final = folder / sha256
+    temporary = folder / f"{sha256}.{uuid4().hex}.tmp"
+    created = False
+
+    def publish() -> None:
+        nonlocal created
+        if final.exists():
+            return
+        os.replace(temporary, final)
+        created = True
+        _sync_folder(folder)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            os.chmod(temporary, 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield publish
+    except BaseException as error:
+        if created:
+            with suppress(OSError):
+                final.unlink()
+        if isinstance(error, OSError):
+            raise StorageError(
+                f"the case was not kept: {folder} cannot be written ({error.strerror or error}); "
+                "free some space or correct uploads.directory"
+            ) from error
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut (POSIX)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep_uploads(database: Database, settings: Settings) -> int:
+    """Remove what a killed process left half done more than an hour ago; returns how many files.
+
+    Only names this module makes itself; a file set aside for deletion comes back where a record still needs it.
+    """
+    folder = settings.uploads.directory
+    limit = time.time() - STALE_FILE_SECONDS
+    swept = 0
+    for path in [*folder.glob("*.tmp"), *folder.glob("*.deleted")] if folder.is_dir() else []:
+        with suppress(OSError):
+            if path.stat().st_mtime > limit:
+                continue
+            final = folder / path.name.split(".")[0]
+            with database.write() as session:
+                _lock_file(session, final.name)
+                needed = session.scalar(sa.select(sa.exists().where(Record.file_sha256 == final.name)))
+                if path.suffix == ".deleted" and needed and not final.exists():
+                    os.replace(path, final)
+                else:
+                    path.unlink()
+            swept += 1
+    return swept

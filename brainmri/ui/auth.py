@@ -1,0 +1,299 @@
+"""The sign-in gate: streamlit-authenticator's forms and cookie, over accounts that live in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import streamlit as st
+from extra_streamlit_components import CookieManager
+from streamlit_authenticator import Authenticate
+from streamlit_authenticator.controllers import AuthenticationController, CookieController
+from streamlit_authenticator.models import CookieModel
+
+from brainmri import accounts
+from brainmri.accounts import User
+from brainmri.errors import AccountError
+from brainmri.ui.state import GUEST_KEY, SESSION_KEY, current_user, database, settings, signed_in_user
+
+PRODUCT = "Brain MRI"
+TAGLINE = "Sorts brain-MRI slices into glioma, meningioma, pituitary tumour and no tumour, and shows what it looked at."
+DISCLAIMER = "For research and teaching. Not a medical device, not a diagnosis."
+
+_PENDING = "brainmri_cookie"
+"""Session state: what the browser has still to do with its cookie, until it says that it has."""
+
+_PASSWORD_HELP = (
+    f"At least {accounts.MIN_PASSWORD_CHARACTERS} characters, at most {accounts.MAX_PASSWORD_BYTES} bytes. "
+    "A few unrelated words make a good one."
+)
+
+
+class SessionCookie(CookieModel):
+    """The library's cookie, with a session id inside its token that the database must still know.
+
+    The library's own token holds a name and a date only, so it could not be taken back.
+    """
+
+    def __init__(self, name: str, key: str, days: float):
+        # Not the parent's: it puts a hidden frame on every page. Here only a change of the cookie does.
+        self.cookie_name, self.cookie_key, self.cookie_expiry_days = name, key, days
+        self.token = self.exp_date = None
+
+    def get_cookie(self) -> dict[str, Any] | None:
+        """The token of the cookie that the browser sent, if its session is alive."""
+        raw = st.context.cookies.get(self.cookie_name)
+        if not raw:
+            return None
+        try:
+            token = jwt.decode(raw, self.cookie_key, algorithms=["HS256"], options={"require": ["exp"]})
+        except jwt.InvalidTokenError:
+            return None
+        session_id = token.get("session_id")
+        user = accounts.session_user(database(), session_id) if isinstance(session_id, str) else None
+        return {**token, "username": user.username} if user else None
+
+    def set_cookie(self) -> None:
+        """Have the browser keep the session; see `flush`."""
+        self.exp_date = self._set_exp_date()
+        st.session_state[_PENDING] = ("set", self._token_encode())
+
+    def delete_cookie(self) -> None:
+        """Have the browser forget the session; see `flush`."""
+        st.session_state[_PENDING] = ("delete", "")
+
+    def _token_encode(self) -> str:
+        claims = {"session_id": st.session_state[SESSION_KEY], "exp": int(self.exp_date or 0)}
+        return jwt.encode(claims, self.cookie_key, algorithm="HS256")
+
+    def flush(self) -> None:
+        """Put the component that sets or deletes the cookie on the page, run after run, until the browser has done it.
+
+        A single run would not do: a rerun right behind it takes the component away before its script has begun.
+        """
+        action, value = st.session_state.get(_PENDING, (None, ""))
+        if action is None:
+            return
+        key = f"{_PENDING}_{action}_{value[-16:]}"
+        if st.session_state.get(key):
+            del st.session_state[_PENDING]
+            return
+        with st.container(key="cookie_frame"):
+            manager = CookieManager(key=f"{key}_init")
+            if action == "set":
+                seconds = self.cookie_expiry_days * 86400
+                secure = (st.context.url or "").startswith("https:")
+                manager.set(self.cookie_name, value, key=key, max_age=seconds, secure=secure, same_site="strict")
+            else:
+                manager.cookies[self.cookie_name] = ""  # the manager fails on a cookie it has not read yet
+                manager.delete(self.cookie_name, key=key)
+
+
+class DatabaseController(AuthenticationController):
+    """What the library's forms call; every decision is `accounts`'."""
+
+    def __init__(self) -> None:
+        # Not the parent's: it keeps all users in a dictionary.
+        for key in ("name", "authentication_status", "username", "email", "roles", "logout"):
+            st.session_state.setdefault(key, None)
+
+    def login(
+        self, username: str | None = None, password: str | None = None, *_: Any, token: Any = None, **__: Any
+    ) -> bool | None:
+        """By cookie, else by password."""
+        if token:
+            _enter(token["session_id"])
+            return True
+        if not username or not password:
+            raise AccountError("Enter user name and password.")
+        _, session_id = accounts.sign_in(
+            database(), username, password, days=settings().accounts.cookie_days, client=_client()
+        )
+        _enter(session_id)
+        return True
+
+    def logout(self, callback: Callable[..., None] | None = None) -> None:
+        """End all of the user's sessions and forget everything this one holds."""
+        if user := signed_in_user():
+            accounts.sign_out(database(), user)
+        pending = st.session_state.get(_PENDING)
+        st.session_state.clear()
+        if pending:
+            st.session_state[_PENDING] = pending
+
+    def register_user(
+        self,
+        new_first_name: str,
+        new_last_name: str,
+        new_email: str,
+        new_username: str,
+        new_password: str,
+        new_password_repeat: str,
+        password_hint: str,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[str | None, str, str]:
+        """Sign up and in. The form's hint field asks for the invitation code: hints are off."""
+        if new_password != new_password_repeat:
+            raise AccountError("The two passwords differ.")
+        user = accounts.sign_up(
+            database(),
+            settings().accounts.signup,
+            username=new_username,
+            name=f"{new_first_name} {new_last_name}",
+            email=new_email,
+            password=new_password,
+            code=password_hint,
+        )
+        self.login(user.username, new_password)
+        return user.email, user.username, user.name
+
+    def reset_password(
+        self, username: str, password: str, new_password: str, new_password_repeat: str, *_: Any, **__: Any
+    ) -> bool:
+        """Change one's own password; the user's other sessions end."""
+        user = signed_in_user()
+        if user is None or user.username != username:
+            raise AccountError("Sign in to change your password.")
+        if new_password != new_password_repeat:
+            raise AccountError("The two new passwords differ.")
+        accounts.change_password(database(), user, password, new_password, st.session_state[SESSION_KEY])
+        return True
+
+
+class Authenticator(Authenticate):
+    """The library's forms over `DatabaseController` and `SessionCookie`."""
+
+    def __init__(self) -> None:
+        chosen = settings().accounts
+        self.attrs = {"login_sleep_time": 0, "password_instructions": _PASSWORD_HELP}  # its pause guards nothing here
+        self.path = self.api_key = None
+        self.cookie = SessionCookie(chosen.cookie_name, accounts.cookie_key(chosen.key_file), chosen.cookie_days)
+        self.cookie_controller = CookieController.__new__(CookieController)
+        self.cookie_controller.cookie_model = self.cookie
+        self.authentication_controller = DatabaseController()
+
+
+def _enter(session_id: str) -> None:
+    st.session_state[SESSION_KEY] = session_id
+    st.session_state.pop(GUEST_KEY, None)
+    st.session_state["authentication_status"] = True
+
+
+def _client() -> str:
+    """Browser and system, as the browser names itself, in two words."""
+    agent = st.context.headers.get("User-Agent", "")
+    browsers = {"Edg/": "Edge", "OPR/": "Opera", "Firefox/": "Firefox", "Chrome/": "Chrome", "Safari/": "Safari"}
+    systems = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS": "macOS"}
+    browser = next((name for sign, name in browsers.items() if sign in agent), "Browser")
+    system = next((name for sign, name in {**systems, "Linux": "Linux"}.items() if sign in agent), "")
+    return f"{browser} on {system}" if system else browser
+
+
+def authenticate() -> User | None:
+    """Who is signed in to this run: by this session, else by the browser's cookie. The gate every run goes through."""
+    authenticator = Authenticator()
+    user = signed_in_user()
+    if user is None:
+        st.session_state.pop(SESSION_KEY, None)
+        st.session_state["authentication_status"] = None
+        if token := authenticator.cookie.get_cookie():
+            authenticator.authentication_controller.login(token=token)
+            user = signed_in_user()
+    authenticator.cookie.flush()
+    return user
+
+
+def sign_in_page() -> None:
+    """What everybody sees who is not signed in, whatever page they asked for."""
+    chosen = settings().accounts
+    first = not accounts.has_admin(database())
+    may_sign_up = chosen.signup != "closed" or first
+    left, right = st.columns([6, 5], gap="large", vertical_alignment="top")
+    with left:
+        st.title(PRODUCT)
+        st.markdown(TAGLINE)
+        st.info(f"**Research use only.** {DISCLAIMER}", icon=":material/science:")
+        if chosen.guest:
+            if st.button("Try as a guest", icon=":material/visibility:", type="primary", key="guest"):
+                st.session_state[GUEST_KEY] = True
+                st.rerun()
+            st.caption("No account needed. A guest tries samples and own images; nothing is stored.")
+    with right:
+        if may_sign_up:
+            sign_in_tab, sign_up_tab = st.tabs(["Sign in", "Sign up"])
+            with sign_in_tab:
+                _sign_in_form()
+            with sign_up_tab:
+                _sign_up_form(chosen.signup, first)
+        else:
+            _sign_in_form()
+            st.caption("Accounts are made by an administrator.")
+
+
+def _sign_in_form() -> None:
+    try:
+        Authenticator().login(
+            fields={"Form name": "Sign in", "Username": "User name", "Password": "Password", "Login": "Sign in"},
+            key="sign_in",
+        )
+    except AccountError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    if signed_in_user():
+        st.rerun()
+
+
+def _sign_up_form(policy: str, first: bool) -> None:
+    if first:
+        st.caption("There is no administrator yet: the server printed a one-time code on its console that makes one.")
+    code = {"open": "Code (optional)", "invite": "Invitation code", "closed": "Set-up code"}[policy]
+    try:
+        Authenticator().register_user(
+            fields={
+                "Form name": "Sign up",
+                "First name": "First name",
+                "Last name": "Last name (optional)",
+                "Email": "E-mail (optional)",
+                "Username": "User name",
+                "Password": "Password",
+                "Repeat password": "Repeat password",
+                "Password hint": code,
+                "Register": "Sign up",
+            },
+            captcha=False,
+            key="sign_up",
+        )
+    except AccountError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    if signed_in_user():
+        Authenticator().cookie.set_cookie()
+        st.rerun()
+
+
+def refusal_page() -> None:
+    """What a signed-in user sees at the address of a page that is not for their role."""
+    user = current_user()
+    if user.id is None:
+        st.info("This page needs an account: sign in or sign up from the sidebar.", icon=":material/lock:")
+    else:
+        st.info(f"This page is not open to the role “{user.role}”; ask an administrator.", icon=":material/lock:")
+
+
+def user_menu(user: User) -> None:
+    """Who is signed in, and the way out, at the foot of the sidebar."""
+    with st.sidebar:
+        if user.id is None:
+            st.caption("You are a guest: nothing is stored.")
+            if st.button("Sign in or sign up", icon=":material/login:", key="leave_guest", width="stretch"):
+                st.session_state.clear()
+                st.rerun()
+            return
+        st.caption(f"{user.name} · {user.role}")
+        if st.button("Sign out", icon=":material/logout:", key="sign_out", width="stretch"):
+            authenticator = Authenticator()
+            authenticator.authentication_controller.logout()
+            authenticator.cookie.delete_cookie()
+            st.rerun()

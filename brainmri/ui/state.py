@@ -1,0 +1,153 @@
+"""What every page shares: settings, database, classifier, and who is signed in."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+import streamlit as st
+
+from brainmri import accounts, config, storage
+from brainmri.accounts import GUEST, User
+from brainmri.config import Settings
+from brainmri.errors import BrainMRIError, PermissionDeniedError
+from brainmri.inference import Classifier, load_classifier
+from brainmri.storage import Database
+
+SESSION_KEY = "brainmri_session"
+"""Session state: id of the signed-in session, checked against the database whenever the user is asked for."""
+
+GUEST_KEY = "brainmri_guest"
+"""Session state: True after "Try as a guest"."""
+
+
+def settings() -> Settings:
+    """The configuration, read once per process.
+
+    Raises
+    ------
+    ConfigError
+    """
+    return _settings(os.environ.get("BRAINMRI_CONFIG"), os.environ.get("BRAINMRI_DATA"))
+
+
+@st.cache_resource(show_spinner=False)
+def _settings(path: str | None, data_root: str | None) -> Settings:
+    return config.load_settings(path)
+
+
+def database() -> Database:
+    """The database, opened and brought up to date once per process.
+
+    While there is no administrator, the first call prints the code that makes one on the server's console.
+
+    Raises
+    ------
+    StorageError
+    """
+    current = settings()
+    return _database(current.database.url, current)
+
+
+@st.cache_resource(show_spinner=False)
+def _database(url: str, _settings: Settings) -> Database:
+    opened = Database(url)
+    storage.sweep_uploads(opened, _settings)
+    if code := accounts.setup_code(opened):
+        print(
+            f"\n  There is no administrator yet. Sign up with this one-time code to become one: {code}\n",
+            file=sys.stderr,
+            flush=True,
+        )
+    return opened
+
+
+def classifier(model_id: str | None = None) -> Classifier:
+    """The model, shared by all sessions of the process; waits, with a spinner, while it loads.
+
+    Parameters
+    ----------
+    model_id : str, optional
+        Default: ``model.id`` of the configuration.
+
+    Raises
+    ------
+    ModelError
+        It does not load; the next call tries again.
+    """
+    future = _future(model_id)
+    try:
+        if future.done():
+            return future.result()
+        with st.spinner("Loading the model …"):
+            return future.result()
+    except BrainMRIError:
+        _loading.clear()
+        raise
+
+
+def classifier_ready(model_id: str | None = None) -> bool:
+    """Whether the model is loaded; starts loading it, and does not wait."""
+    future = _future(model_id)
+    return future.done() and future.exception() is None
+
+
+def _future(model_id: str | None) -> Future[Classifier]:
+    chosen = settings().model
+    model_id = model_id or chosen.id
+    card = Path(chosen.directory) / f"{model_id}.json"
+    # A model trained anew under the same id is another model.
+    changed = card.stat().st_mtime_ns if card.is_file() else 0
+    return _loading(model_id, str(chosen.directory), chosen.engine, changed)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _loading(model_id: str, directory: str, engine: str, changed: int) -> Future[Classifier]:
+    future: Future[Classifier] = Future()
+
+    def load() -> None:
+        try:
+            future.set_result(load_classifier(model_id, directory, engine))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=load, name=f"load {model_id}", daemon=True).start()
+    return future
+
+
+def signed_in_user() -> User | None:
+    """Who is signed in, as the database says now; None for nobody."""
+    session_id = st.session_state.get(SESSION_KEY)
+    if session_id:
+        return accounts.session_user(database(), session_id)
+    if st.session_state.get(GUEST_KEY) and settings().accounts.guest:
+        return GUEST
+    return None
+
+
+def current_user() -> User:
+    """Who is signed in. A page that nobody is signed in to ends here and shows nothing."""
+    user = signed_in_user()
+    if user is None:
+        if st.session_state.pop(SESSION_KEY, None):
+            st.rerun()  # the session ended elsewhere: from a fragment, too, back to the sign-in page
+        st.info("Sign in to see this page.", icon=":material/lock:")
+        st.stop()
+    return user
+
+
+def require_role(*roles: str) -> User:
+    """The signed-in user, who must have one of these roles.
+
+    Raises
+    ------
+    PermissionDeniedError
+        Another role.
+    """
+    user = current_user()
+    if user.role not in roles:
+        raise PermissionDeniedError(f"This is for {' and '.join(roles)}; you are signed in as {user.role}.")
+    return user
