@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from brainmri.errors import BrainMRIError
-from brainmri.ui import auth, state
+from brainmri.ui import auth, server
 
 SIGNED_IN = ("reader", "radiologist", "admin")
 EVERYONE = ("guest", *SIGNED_IN)
@@ -69,9 +69,5 @@ def _entries():
 if __name__ == "__main__":
     run()
 else:
-    try:
-        state.settings()
-        state.database()
-    except BrainMRIError as error:
-        raise SystemExit(f"brainmri: {error}") from None
+    server.start()
     app = st.App(__file__)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import streamlit as st
 
@@ -17,11 +20,33 @@ from brainmri.errors import BrainMRIError, PermissionDeniedError
 from brainmri.inference import Classifier, load_classifier
 from brainmri.storage import Database
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SESSION_KEY = "brainmri_session"
 """Session state: id of the signed-in session, checked against the database whenever the user is asked for."""
 
 GUEST_KEY = "brainmri_guest"
 """Session state: True after "Try as a guest"."""
+
+
+_LOCK = threading.RLock()
+
+
+def _once(function: Callable[P, T]) -> Callable[P, T]:
+    """One result per process and arguments, shared by all sessions; an error is not kept.
+
+    Unlike ``st.cache_resource`` it also works before the server listens.
+    """
+    cached = functools.lru_cache(maxsize=8)(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _LOCK:
+            return cached(*args, **kwargs)
+
+    call.clear = cached.cache_clear  # type: ignore[attr-defined]
+    return call
 
 
 def settings() -> Settings:
@@ -34,7 +59,7 @@ def settings() -> Settings:
     return _settings(os.environ.get("BRAINMRI_CONFIG"), os.environ.get("BRAINMRI_DATA"))
 
 
-@st.cache_resource(show_spinner=False)
+@_once
 def _settings(path: str | None, data_root: str | None) -> Settings:
     return config.load_settings(path)
 
@@ -52,7 +77,7 @@ def database() -> Database:
     return _database(current.database.url, current)
 
 
-@st.cache_resource(show_spinner=False)
+@_once
 def _database(url: str, _settings: Settings) -> Database:
     opened = Database(url)
     storage.sweep_uploads(opened, _settings)
@@ -85,7 +110,7 @@ def classifier(model_id: str | None = None) -> Classifier:
         with st.spinner("Loading the model …"):
             return future.result()
     except BrainMRIError:
-        _loading.clear()
+        _loading.clear()  # type: ignore[attr-defined]
         raise
 
 
@@ -104,7 +129,7 @@ def _future(model_id: str | None) -> Future[Classifier]:
     return _loading(model_id, str(chosen.directory), chosen.engine, changed)
 
 
-@st.cache_resource(show_spinner=False, max_entries=4)
+@_once
 def _loading(model_id: str, directory: str, engine: str, changed: int) -> Future[Classifier]:
     future: Future[Classifier] = Future()
 
