@@ -1,0 +1,310 @@
+"""Frames -> series in anatomical order, with what was set aside and why; and the answer to a whole series."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import numpy as np
+
+from brainmri.dicom.windows import Window
+from brainmri.types import CLASS_TITLES, NO_TUMOR, Analysis, MRISlice
+
+_KNOWN_WORDS = re.compile(
+    r"(?<![a-z0-9])(t1w?|t2w?\*?|flair|pd|swi|swan|dwi|adc|dti|mprage|spgr|fspgr|bravo|vibe|tse|fse|gre|stir|post|pre|"
+    r"gd|gad|\+c|ce|contrast|ax|axial|tra|cor|coronal|sag|sagittal|3d|2d|loc|localizer|localiser|scout|survey)"
+    r"(?![a-z0-9])",
+    re.IGNORECASE,
+)
+_LOCALISER = re.compile(r"(?<![a-z])(locali[sz]er|scout|survey|3[- ]?plane|plane[- ]?loc|loc)(?![a-z])", re.IGNORECASE)
+_DIFFUSION = re.compile(r"(?<![a-z])(dwi|dti|adc|diff(usion)?|trace[w]?|ep_b\d*)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DicomFrame:
+    """One frame with what a viewer needs beyond its default picture.
+
+    Attributes
+    ----------
+    slice : MRISlice
+        Shown through the default window (the file's first, else percentiles): what the network gets.
+    values : ndarray of shape (height, width), uint8, int8, uint16, int16 or float32
+        Modality values; read-only.
+    windows : tuple of Window
+        The file's own, in its order.
+    inverted : bool
+        MONOCHROME1.
+    position_mm : float or None
+        Along the stack's normal, towards the patient's left, back or head.
+    file_name : str
+        As it came; for this session's eyes only, because file names hold patients' names.
+    removed : tuple of dict
+        What de-identification took out: name, action, count.
+    patient : dict or None
+        Name, birth date, sex and study date; only where de-identification is off.
+    """
+
+    slice: MRISlice
+    values: np.ndarray = field(repr=False)
+    windows: tuple[Window, ...]
+    inverted: bool
+    modality: str
+    patient_id: str
+    study_uid: str
+    series_uid: str
+    label: str
+    plane: str | None
+    cosines: tuple[float, ...] | None
+    position_mm: float | None
+    instance_number: int | None
+    series_number: int | None
+    image_type: tuple[str, ...]
+    echo_time: float | None
+    temporal: float | None
+    aside_reason: str | None
+    file_name: str
+    removed: tuple[dict, ...] = ()
+    patient: dict | None = None
+
+    def shown(self, window: Window | None) -> np.ndarray:
+        """Grey display intensities through a window; None gives the default picture."""
+        return self.slice.pixels if window is None else window.apply(self.values, inverted=self.inverted)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Frames of one stack in anatomical order: right to left, front to back or feet to head."""
+
+    uid: str
+    study_uid: str
+    patient_id: str
+    label: str
+    plane: str | None
+    frames: tuple[DicomFrame, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def slices(self) -> tuple[MRISlice, ...]:
+        """The frames as the pipeline takes them."""
+        return tuple(frame.slice for frame in self.frames)
+
+    def windows(self) -> tuple[Window, ...]:
+        """Windows to choose from: those of the first frame's file, then one made from the whole series' values."""
+        pooled = np.concatenate([f.values.ravel()[:: max(1, f.values.size // 4096)] for f in self.frames])
+        low, high = (float(v) for v in np.percentile(pooled, (0.5, 99.5)))
+        whole = Window(
+            (low + high) / 2, max(high - low, 1e-6), "LINEAR_EXACT", "whole series, 0.5-99.5 percentile", "percentile"
+        )
+        return (*self.frames[0].windows, whole)
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A file that is not part of any series, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that one upload held.
+
+    Attributes
+    ----------
+    series : tuple of Series
+        Largest first.
+    set_aside : tuple of SetAside
+        Localisers, diffusion, derived and secondary images, repeats, other modalities, other files.
+    removed : tuple of dict
+        De-identification's list over all files: name, action, count.
+    """
+
+    series: tuple[Series, ...]
+    set_aside: tuple[SetAside, ...] = ()
+    removed: tuple[dict, ...] = ()
+
+
+def known_words(text: str) -> str:
+    """Keep only words from a fixed list of sequence and plane names: free text may name the patient."""
+    words = [match.group(0).upper() for match in _KNOWN_WORDS.finditer(text.replace("_", " ").replace("-", " "))]
+    return " ".join(dict.fromkeys(words))
+
+
+def reason_to_set_aside(
+    image_type: Sequence[str], free_text: str, *, b_value: float | None, directionality: str, secondary: bool
+) -> str | None:
+    """Say why an image does not belong in a stack of ordinary slices, or None.
+
+    Image Type (0008,0008) is PS3.3 C.7.6.1.1.2; the words of descriptions are those scanners write by default.
+    """
+    kinds = {kind for part in image_type for kind in part.split("_")} | set(image_type)
+    if "LOCALIZER" in kinds or _LOCALISER.search(free_text):
+        return "localiser"
+    if (
+        (b_value or 0) > 0
+        or directionality in ("DIRECTIONAL", "BMATRIX", "ISOTROPIC")
+        or kinds & {"DIFFUSION", "ADC", "TRACEW", "TRACE", "FA", "DWI"}
+        or _DIFFUSION.search(free_text)
+    ):
+        return "diffusion-weighted (DWI)"
+    if "DERIVED" in kinds:
+        return "derived image (" + "\\".join(image_type[:4]) + ")"
+    if secondary or "SECONDARY" in image_type[1:2]:
+        return "secondary image, not from the scanner"
+    return None
+
+
+def build_reading(frames: Sequence[DicomFrame], set_aside: list[SetAside], *, insist: bool) -> Reading:
+    """Sort frames into series and put aside what is no ordinary slice.
+
+    Derived images are taken, with a note, where the upload holds nothing else: converted and anonymised archives mark
+    every image so.
+    """
+    unique: list[DicomFrame] = []
+    seen: dict[tuple[str, int | None], str] = {}
+    for frame in frames:
+        identity = (frame.slice.sop_instance_uid or frame.slice.sha256, frame.slice.frame)
+        if identity in seen:
+            set_aside.append(SetAside(frame.file_name, f"a repeat of {seen[identity]}"))
+            continue
+        seen[identity] = frame.file_name
+        unique.append(frame)
+    several = len({frame.file_name for frame in unique}) > 1
+    kept = [f for f in unique if f.aside_reason is None or insist]
+    if not kept:
+        last_resort = [f for f in unique if not several or (f.aside_reason or "").startswith(("derived", "secondary"))]
+        kept = [
+            replace(
+                f, slice=replace(f.slice, notes=(*f.slice.notes, f"{f.aside_reason}; taken, there is nothing else"))
+            )
+            for f in last_resort
+        ]
+    taken = {(f.slice.sop_instance_uid or f.slice.sha256, f.slice.frame) for f in kept}
+    aside: dict[tuple[str, str], int] = defaultdict(int)
+    for frame in unique:
+        if (frame.slice.sop_instance_uid or frame.slice.sha256, frame.slice.frame) not in taken:
+            aside[frame.file_name, frame.aside_reason or "not taken"] += 1
+    set_aside += [SetAside(n, reason + (f", {k} frames" if k > 1 else "")) for (n, reason), k in aside.items()]
+    stacks: dict[tuple, list[DicomFrame]] = defaultdict(list)
+    for frame in kept:
+        orientation = None if frame.cosines is None else tuple(np.round(frame.cosines, 2) + 0.0)
+        stacks[frame.series_uid, orientation, frame.slice.pixels.shape, frame.echo_time, frame.temporal].append(frame)
+    series = [_stack(members) for members in stacks.values()]
+    series.sort(key=lambda s: (-len(s.frames), s.frames[0].series_number or 0, s.uid))
+    removed: dict[tuple[str, str], int] = defaultdict(int)
+    for taken_once in {f.slice.sha256: f for f in frames}.values():
+        for item in taken_once.removed:
+            removed[item["name"], item["action"]] += item["count"]
+    total = tuple({"name": n, "action": a, "count": k} for (n, a), k in sorted(removed.items()))
+    return Reading(tuple(series), tuple(set_aside), total)
+
+
+def _with_note(frame: DicomFrame, note: str) -> DicomFrame:
+    return replace(frame, slice=replace(frame.slice, notes=(*frame.slice.notes, note)))
+
+
+def _stack(members: list[DicomFrame]) -> Series:
+    notes: list[str] = []
+    positions = [f.position_mm for f in members]
+    known = [p for p in positions if p is not None]
+    if len(known) == len(members):
+        members = sorted(members, key=lambda f: (round(f.position_mm or 0.0, 3), *_number_order(f)))
+        steps = np.diff(sorted(known))
+        if len(steps) and np.any(steps < 1e-3):
+            notes.append("some slices lie at the same place; they follow one another by number")
+        elif len(steps) > 1 and steps.max() > 1.5 * np.median(steps):
+            notes.append(f"the stack has gaps: steps of {np.median(steps):.1f} to {steps.max():.1f} mm")
+    else:
+        members = sorted(members, key=_number_order)
+        if len(members) > 1:
+            notes.append("positions are missing: ordered by instance number, which need not be anatomical")
+    first = members[0]
+    label = first.label or f"Series {first.series_number or ''}".strip()
+    return Series(first.series_uid, first.study_uid, first.patient_id, label, first.plane, tuple(members), tuple(notes))
+
+
+def _number_order(frame: DicomFrame) -> tuple[int, int, str]:
+    return frame.instance_number or 0, frame.slice.frame or 0, frame.file_name
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring slices with the same decided tumour class; ``first`` and ``last`` count from 0, both included."""
+
+    label: str
+    first: int
+    last: int
+    peak: int
+    probability: float
+
+    @property
+    def length(self) -> int:
+        """Number of slices."""
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True)
+class SeriesAnswer:
+    """What the slices say together.
+
+    Attributes
+    ----------
+    label : str or None
+        Class of the strongest run; ``notumor`` where no slice is decided as tumour and most are decided as none;
+        else None.
+    runs : tuple of Run
+        Strongest (largest summed probability) first: the slices that drive the answer.
+    counts : dict
+        Slices per class name, and under ``"undecided"`` and ``"rejected"``.
+    text : str
+        One sentence for the reader.
+    """
+
+    label: str | None
+    runs: tuple[Run, ...]
+    counts: dict[str, int]
+    text: str
+
+
+def answer_series(analyses: Sequence[Analysis]) -> SeriesAnswer:
+    """Put the answers to a stack's slices together, in stack order.
+
+    A rule, not a probability: neighbouring slices are not independent, and the network was calibrated on single
+    slices. Undecided and rejected slices break a run.
+    """
+    counts = dict.fromkeys((*CLASS_TITLES, "undecided", "rejected"), 0)
+    for a in analyses:
+        counts[a.label or a.decision] += 1
+    runs, start = [], 0
+    for label, group in groupby(analyses, key=lambda a: a.label):
+        members = list(group)
+        if label is not None and label != NO_TUMOR:
+            scores = [a.probabilities[label] for a in members]
+            peak = int(np.argmax(scores))
+            runs.append((sum(scores), Run(label, start, start + len(members) - 1, start + peak, scores[peak])))
+        start += len(members)
+    ordered = tuple(run for _, run in sorted(runs, key=lambda pair: -pair[0]))
+    n = len(analyses)
+    if ordered:
+        run = ordered[0]
+        label = run.label
+        where = f"slice {run.first + 1}" if run.length == 1 else f"slices {run.first + 1}-{run.last + 1}"
+        text = (
+            f"{CLASS_TITLES[label]} in {where} of {n}, strongest at slice {run.peak + 1} "
+            f"({run.probability:.0%} for that slice alone)."
+        )
+        if run.length == 1 and n > 2:
+            text += " One slice alone: its neighbours do not agree."
+        others = sorted({r.label for r in ordered} - {label})
+        if others:
+            text += " Other slices say " + " and ".join(CLASS_TITLES[o].lower() for o in others) + "."
+    elif counts[NO_TUMOR] * 2 > n:
+        label, text = NO_TUMOR, f"No tumour found in {counts[NO_TUMOR]} of {n} slices; no slice is decided as tumour."
+    else:
+        label = None
+        text = f"No answer: {counts['undecided']} of {n} slices are undecided and {counts['rejected']} rejected."
+    return SeriesAnswer(label, ordered, counts, text)
