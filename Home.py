@@ -8,7 +8,7 @@ from pathlib import Path
 import streamlit as st
 
 from brainmri.errors import BrainMRIError
-from brainmri.ui import auth, server
+from brainmri.ui import server
 
 SIGNED_IN = ("reader", "radiologist", "admin")
 EVERYONE = ("guest", *SIGNED_IN)
@@ -67,6 +67,8 @@ def _entries():
 
 
 if __name__ == "__main__":
+    from brainmri.ui import auth  # not above: its component can only be declared while a session runs
+
     run()
 else:
     server.start()

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+PASSWORD = "correct horse battery"
+PAGES = Path(__file__).resolve().parent.parent / "pages"
 TINY_BLOCKS = ((4, 1), (8, 1), (8, 1), (8, 1), (16, 3))
 
 
@@ -52,3 +54,51 @@ def slices() -> list[np.ndarray]:
         disc = (rows**2 + columns**2 < 0.7) * (120 + 60 * np.sin(5 * rows + index))
         pictures.append((disc + rng.integers(0, 40, (height, width)) * (disc > 0)).clip(0, 255).astype(np.uint8))
     return pictures
+
+
+@pytest.fixture
+def app_settings(tmp_path, monkeypatch, tiny_models):
+    """Settings of a fresh installation in a temporary folder with the model `tiny`; pages and command line see them."""
+    from brainmri import accounts, config
+
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model: {{id: tiny, directory: '{tiny_models}'}}\n", "utf-8")
+    monkeypatch.setenv("BRAINMRI_CONFIG", str(path))
+    monkeypatch.setattr(accounts, "BCRYPT_ROUNDS", 4)
+    return config.load_settings()
+
+
+@pytest.fixture
+def make_user(app_settings):
+    """`make_user(role="reader", username=None) -> User` in the application's database; the password is PASSWORD."""
+    from brainmri import accounts
+    from brainmri.ui import state
+
+    def make(role: str = "reader", username: str | None = None) -> accounts.User:
+        return accounts.add_user(
+            state.database(), None, username=username or role, name=role.title(), role=role, password=PASSWORD
+        )
+
+    return make
+
+
+@pytest.fixture
+def open_page(make_user):
+    """`open_page("main/predict.py", role="reader")`: an AppTest of one page, signed in (role or User) and run once."""
+    from streamlit.testing.v1 import AppTest
+
+    from brainmri import accounts
+    from brainmri.ui import state
+
+    def open_(file: str, role="reader", *, timeout: float = 60, session: dict | None = None) -> AppTest:
+        page = AppTest.from_file(str(PAGES / file), default_timeout=timeout)
+        if role == "guest":
+            page.session_state[state.GUEST_KEY] = True
+        elif role:
+            user = make_user(role) if isinstance(role, str) else role
+            page.session_state[state.SESSION_KEY] = accounts.start_session(state.database(), user.id, days=1)
+        for key, value in (session or {}).items():
+            page.session_state[key] = value
+        return page.run()
+
+    return open_
