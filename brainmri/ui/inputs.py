@@ -1,0 +1,237 @@
+"""Choosing images: own files or a folder, a synthetic sample, a case from History."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Thread
+
+import streamlit as st
+from PIL import Image
+
+from brainmri import synthetic
+from brainmri.errors import BrainMRIError
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, MRISlice
+from brainmri.ui import state
+from brainmri.ui.theme import class_title, local_time
+
+_IGNORED = {"thumbs.db", "desktop.ini", "dicomdir"}
+_HISTORY_CHOICES = 50
+
+
+@dataclass(frozen=True)
+class Source:
+    """One chosen file, sample or case.
+
+    Attributes
+    ----------
+    key : str
+        New with every act of choosing, so that the same file chosen twice is two answers.
+    read : callable
+        Returns the slices, decoded. Raises BrainMRIError.
+    content : callable
+        Returns the bytes to keep with a record, or None where the slices are kept one by one.
+    """
+
+    key: str
+    name: str
+    read: Callable[[], list[MRISlice]]
+    content: Callable[[], bytes | None]
+
+
+def pick_slice(key: str) -> list[MRISlice]:
+    """Let the reader choose one image: an upload, a sample or a case from History.
+
+    Parameters
+    ----------
+    key : str
+        Prefix of the widgets' session keys; one chooser a key.
+
+    Returns
+    -------
+    list of MRISlice
+        Empty while nothing is chosen or the file cannot be read (which is then said on the page); several for a
+        series or an archive.
+    """
+    sources = pick_sources(key, multiple=False, history=True)
+    if not sources:
+        return []
+    source = sources[0]
+    cached = st.session_state.get(f"{key}.slices")
+    if cached is None or cached[0] != source.key:
+        try:
+            cached = (source.key, source.read())
+        except BrainMRIError as error:
+            st.error(str(error), icon=":material/broken_image:")
+            return []
+        st.session_state[f"{key}.slices"] = cached
+    return cached[1]
+
+
+def pick_sources(key: str, *, multiple: bool = True, history: bool = False) -> list[Source]:
+    """Draw the chooser and return what is chosen now; the last act wins, and it outlives a change of page.
+
+    Parameters
+    ----------
+    multiple : bool
+        Many files or a folder instead of one file.
+    history : bool
+        Offer the reader's newest cases too.
+    """
+    _warm_up()
+    _forget_other_readers(key)
+    left, right = st.columns([4, 5], gap="large")
+    with left:
+        _upload(key, multiple)
+        if history:
+            _history(key)
+    with right:
+        _samples(key)
+    return st.session_state.get(f"{key}.sources", [])
+
+
+def clear_sources(key: str) -> None:
+    """Forget what was chosen and empty the uploader."""
+    st.session_state[f"{key}.sources"] = []
+    st.session_state[f"{key}.round"] = st.session_state.get(f"{key}.round", 0) + 1
+
+
+def _forget_other_readers(key: str) -> None:
+    """Who signs in after another in the same browser tab sees nothing of the other's choice."""
+    user = state.current_user()
+    if st.session_state.setdefault(f"{key}.reader", user.username) != user.username:
+        for name in [n for n in st.session_state if str(n).startswith(f"{key}.")]:
+            del st.session_state[name]
+        st.session_state[f"{key}.reader"] = user.username
+
+
+def _choose(key: str, sources: list[Source], *, empty_uploader: bool = True) -> None:
+    if empty_uploader:
+        clear_sources(key)
+    st.session_state[f"{key}.sources"] = sources
+
+
+def _upload(key: str, multiple: bool) -> None:
+    uploads = state.settings().uploads
+    folder = False
+    if multiple:
+        kind = st.segmented_control(
+            "Upload",
+            ["Files", "Folder"],
+            default="Files",
+            required=True,
+            key=f"{key}.kind",
+            persist_state="session",
+            label_visibility="collapsed",
+        )
+        folder = kind == "Folder"
+    widget = f"{key}.upload.{folder}.{st.session_state.get(f'{key}.round', 0)}"
+
+    def changed() -> None:
+        files = st.session_state[widget]
+        files = files if isinstance(files, list) else [files] if files else []
+        wanted = [f for f in files if not f.name.rsplit("/", 1)[-1].startswith(".")]
+        wanted = [f for f in wanted if f.name.rsplit("/", 1)[-1].lower() not in _IGNORED]
+        _choose(key, [_uploaded(f) for f in wanted], empty_uploader=False)
+
+    st.file_uploader(
+        "MRI slices: PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or a zip of them"
+        if multiple
+        else "An MRI slice: PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM",
+        accept_multiple_files="directory" if folder else multiple,
+        max_upload_size=max(1, int(uploads.max_size_mb)),
+        key=widget,
+        on_change=changed,
+    )
+
+
+def _uploaded(file) -> Source:
+    def read() -> list[MRISlice]:
+        from brainmri.pipeline import read_slices
+
+        return read_slices(file.getvalue(), file.name, state.settings())
+
+    return Source(file.file_id, file.name, read, file.getvalue)
+
+
+def _samples(key: str) -> None:
+    st.markdown("**Try a sample**  \n:small[Synthetic images: no patient's, a lesion painted on template anatomy]")
+    try:
+        thumbnails = {label: _thumbnail(label) for label in CLASS_NAMES}
+    except BrainMRIError as error:
+        st.info(str(error), icon=":material/info:")
+        return
+    with st.container(horizontal=True, gap="small"):
+        for label in CLASS_NAMES:
+            with st.container(width=118, gap="xsmall"):
+                st.image(thumbnails[label], width=118, alt=synthetic.sample(label).title)
+                if st.button(
+                    CLASS_TITLES[label].split()[0] if label != "notumor" else "No tumour",
+                    key=f"{key}.sample.{label}",
+                    help=synthetic.sample(label).description,
+                    width="stretch",
+                ):
+                    count = st.session_state[f"{key}.count"] = st.session_state.get(f"{key}.count", 0) + 1
+                    _choose(key, [_sampled(label, count)])
+                    st.rerun()
+
+
+def _sampled(label: str, count: int) -> Source:
+    def read() -> list[MRISlice]:
+        return [synthetic.sample(label).slice]
+
+    def content() -> bytes:
+        return synthetic.sample(label).content
+
+    return Source(f"sample-{label}-{count}", f"synthetic-{label}.png", read, content)
+
+
+def _history(key: str) -> None:
+    user = state.current_user()
+    if user.id is None:
+        return
+    from brainmri.storage import find_records, load_slice
+
+    records = find_records(state.database(), user, limit=_HISTORY_CHOICES).records
+    if not records:
+        return
+    by_id = {r.id: r for r in records}
+    widget = f"{key}.case"
+
+    def title(record_id: int) -> str:
+        record = by_id[record_id]
+        return f"{record_id} · {record.name} · {class_title(record.label)} · {local_time(record.created_at)}"
+
+    def changed() -> None:
+        if (record := by_id.get(st.session_state[widget])) is not None:
+            read = lambda: [load_slice(state.settings(), record)]  # noqa: E731
+            _choose(key, [Source(f"record-{record.id}", record.name, read, lambda: None)])
+
+    st.selectbox(
+        "Or a case from History",
+        list(by_id),
+        index=None,
+        format_func=title,
+        placeholder=f"Newest {len(by_id)}",
+        key=widget,
+        on_change=changed,
+    )
+
+
+@st.cache_data(show_spinner="Drawing the samples …")
+def _thumbnail(label: str) -> bytes:
+    image = Image.fromarray(synthetic.sample(label).slice.pixels)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    buffer = io.BytesIO()
+    image.crop((left, top, left + side, top + side)).resize((236, 236)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@st.cache_resource(show_spinner=False)
+def _warm_up() -> Thread:
+    """Draw the samples in the background, once per process, so that the first press answers at once."""
+    thread = Thread(target=lambda: [synthetic.sample(label) for label in CLASS_NAMES], daemon=True)
+    thread.start()
+    return thread

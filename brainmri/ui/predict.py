@@ -1,0 +1,218 @@
+"""What the Predict page does: answer each chosen image once, keep it, show one answer or a table of many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+import streamlit as st
+
+from brainmri.errors import BrainMRIError, BusyError, StorageError
+from brainmri.model import list_models
+from brainmri.pipeline import analyse
+from brainmri.storage import save_record
+from brainmri.types import Analysis, MRISlice
+from brainmri.ui import state
+from brainmri.ui.inputs import Source
+from brainmri.ui.results import (
+    DECISION_TITLES,
+    PREVIEW_SIDE,
+    SMALL_PREVIEW_SIDE,
+    Answer,
+    result_table,
+    show_answer,
+)
+from brainmri.ui.theme import class_title, research_notice
+
+if TYPE_CHECKING:
+    from brainmri.accounts import User
+    from brainmri.inference import Classifier
+
+_BATCH = 16
+_MANY = 20
+_NO_MAPS = np.zeros((0,), np.float32)
+_ANSWERS = "predict.answers"
+
+
+def choose_model(user: User) -> str:
+    """Let a signed-in user choose among the models in ``models/``; everyone else gets the configured one."""
+    settings = state.settings().model
+    models = list_models(settings.directory)
+    if user.id is None or len(models) < 2:
+        return settings.id
+    index = models.index(settings.id) if settings.id in models else 0
+    return st.selectbox("Model", models, index=index, key="predict.model", persist_state="session", width=360)
+
+
+def empty_state() -> None:
+    """What to do when nothing is chosen."""
+    st.info(
+        "Drop one image, many images or a folder above, or press a sample. The answer appears here: the class, "
+        "the four probabilities and what the network saw.",
+        icon=":material/arrow_upward:",
+    )
+    if not state.classifier_ready():
+        st.caption(":material/hourglass_top: The model is still loading in the background; you can choose already.")
+    research_notice()
+
+
+def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[list[Answer], dict[str, str]]:
+    """Answer the chosen images, each once a session and model, and keep the answers of a signed-in user.
+
+    Returns
+    -------
+    answers : list of Answer
+    errors : dict
+        Name -> one line, for the files that could not be read.
+    """
+    limit = state.settings().uploads.max_files
+    if len(sources) > limit:
+        return [], {f"{len(sources)} files": f"the limit is {limit} at once (uploads.max_files); choose fewer"}
+    wanted = {(source.key, model_id) for source in sources}
+    kept: dict[tuple[str, str], list[Answer] | str] = {
+        key: value for key, value in st.session_state.get(_ANSWERS, {}).items() if key in wanted
+    }
+    st.session_state[_ANSWERS] = kept
+    todo = [source for source in sources if (source.key, model_id) not in kept]
+    if todo:
+        classifier = state.classifier(model_id)
+        side = SMALL_PREVIEW_SIDE if len(sources) > _MANY else PREVIEW_SIDE
+        start, bar = time.monotonic(), None
+        for first in range(0, len(todo), _BATCH):
+            group = todo[first : first + _BATCH]
+            for source, outcome in zip(group, _answer_group(classifier, group, user, side), strict=True):
+                kept[source.key, model_id] = outcome
+            if bar is not None or (len(todo) > _BATCH and time.monotonic() - start > 0.5):
+                done = first + len(group)
+                left = (time.monotonic() - start) / done * (len(todo) - done)
+                text = f"{done} of {len(todo)} files, about {left:.0f} s left"
+                bar = bar or st.progress(0.0)
+                bar.progress(done / len(todo), text)
+        if bar is not None:
+            bar.empty()
+    answers, errors = [], {}
+    for source in sources:
+        outcome = kept[source.key, model_id]
+        if isinstance(outcome, str):
+            errors[source.name] = outcome
+        else:
+            answers += outcome
+    return answers, errors
+
+
+def _answer_group(classifier: Classifier, group: Sequence[Source], user: User, side: int) -> list[list[Answer] | str]:
+    """Decode a few files, answer all their slices in one pass, keep them. An error takes only its own file."""
+    decoded: list[list[MRISlice] | str] = []
+    for source in group:
+        try:
+            decoded.append(source.read())
+        except BrainMRIError as error:
+            decoded.append(str(error))
+    slices = [s for item in decoded if not isinstance(item, str) for s in item]
+    small = SMALL_PREVIEW_SIDE if len(slices) > _MANY else side
+    try:
+        # Pass by pass, and at once down to what a page shows: a series of thousands would not fit otherwise.
+        answered = [
+            (Answer.from_analysis(analysis, side=small), replace(analysis, feature_maps=_NO_MAPS))
+            for first in range(0, len(slices), _BATCH)
+            for analysis in analyse(classifier, slices[first : first + _BATCH])
+        ]
+    except BusyError as error:
+        return [str(error)] * len(group)
+    remaining = iter(answered)
+    outcomes: list[list[Answer] | str] = []
+    for source, item in zip(group, decoded, strict=True):
+        if isinstance(item, str):
+            outcomes.append(item)
+            continue
+        pairs = [next(remaining) for _ in item]
+        if user.id is None:
+            outcomes.append([answer for answer, _ in pairs])
+        else:
+            content = source.content()
+            outcomes.append([_keep(answer, analysis, user, content) for answer, analysis in pairs])
+    return outcomes
+
+
+def _keep(answer: Answer, analysis: Analysis, user: User, content: bytes | None) -> Answer:
+    """Keep a picture file as it came; of DICOM and archives the decoded grey values, which name no patient."""
+    mri_slice = analysis.slice
+    if mri_slice.source_format == "DICOM" or (content and sha256(content).hexdigest() != mri_slice.sha256):
+        content = None
+    try:
+        record = save_record(state.database(), state.settings(), user, analysis, content)
+    except StorageError as error:
+        return replace(answer, notes=(*answer.notes, f"Not stored: {error}"))
+    return replace(answer, record_id=record.id)
+
+
+def show_all(answers: Sequence[Answer], errors: dict[str, str]) -> None:
+    """One answer in full, or a table of many with the chosen one in full below."""
+    if len(answers) + len(errors) == 1:
+        for text in errors.values():
+            st.error(text, icon=":material/broken_image:")
+        for answer in answers:
+            show_answer(answer)
+        return
+    _summary(answers, errors)
+    table = result_table(answers, errors)
+    event = st.dataframe(
+        table,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        column_order=[
+            c for c in ("name", "decision", "label", *_percent_columns(table), "case", "error") if c in table
+        ],
+        column_config=_column_config(table),
+        key=f"predict.table.{len(table)}",
+    )
+    st.download_button(
+        "Download the table (CSV)",
+        table.to_csv(index=False).encode(),
+        "predictions.csv",
+        "text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+    chosen = event.selection.rows[0] if event.selection.rows else 0
+    if chosen < len(answers):
+        st.subheader(answers[chosen].name, anchor=False)
+        if not event.selection.rows:
+            st.caption("The first of them; choose another row above.")
+        show_answer(answers[chosen])
+    else:
+        st.error(list(errors.values())[chosen - len(answers)], icon=":material/broken_image:")
+
+
+def _summary(answers: Sequence[Answer], errors: dict[str, str]) -> None:
+    counts: dict[str, int] = {}
+    for answer in answers:
+        title = class_title(answer.label) if answer.decision == "class" else DECISION_TITLES[answer.decision]
+        counts[title] = counts.get(title, 0) + 1
+    if errors:
+        counts["Unreadable"] = len(errors)
+    with st.container(horizontal=True, gap="small"):
+        for title, count in counts.items():
+            st.metric(title, count, border=True, width=150)
+
+
+def _percent_columns(table) -> list[str]:
+    return [column for column in table if column.startswith("p_")]
+
+
+def _column_config(table) -> dict:
+    config = {
+        "name": st.column_config.TextColumn("Name", width="medium"),
+        "decision": "Decision",
+        "label": "Class",
+        "case": "Case",
+        "error": st.column_config.TextColumn("Error", width="large"),
+    }
+    for column in _percent_columns(table):
+        config[column] = st.column_config.ProgressColumn(class_title(column[2:]), format="percent", max_value=1.0)
+    return config

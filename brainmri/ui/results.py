@@ -1,0 +1,267 @@
+"""An answer on the screen: the same for one just given (Predict) and one kept (History)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import streamlit as st
+from PIL import Image, ImageDraw
+
+from brainmri.imaging import preprocess
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
+from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, research_notice
+
+if TYPE_CHECKING:
+    from brainmri.storage import Record
+
+DECISION_TITLES = {"class": "Class", "undecided": "Undecided", "rejected": "Rejected"}
+PREVIEW_SIDE = 900
+SMALL_PREVIEW_SIDE = 256
+_OUTLINE = (63, 182, 193)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a page shows of one answer; small enough to keep hundreds of them in a browser session.
+
+    Attributes
+    ----------
+    original, network_view : bytes
+        PNG: the image with the crop outlined, at most ``PREVIEW_SIDE`` pixels a side, and the network's input.
+    facts : dict
+        Label -> text for the details table.
+    record_id : int or None
+        Its case in History; None where nothing was stored.
+    """
+
+    name: str
+    decision: str
+    label: str | None
+    prediction_set: tuple[str, ...]
+    probabilities: dict[str, float]
+    ood_score: float
+    ood_threshold: float
+    model_id: str
+    elapsed_ms: float
+    original: bytes
+    network_view: bytes
+    facts: dict[str, str]
+    notes: tuple[str, ...]
+    record_id: int | None = None
+
+    @classmethod
+    def from_analysis(cls, analysis: Analysis, record_id: int | None = None, *, side: int = PREVIEW_SIDE) -> Answer:
+        """Of an answer just given."""
+        mri_slice = analysis.slice
+        return cls(
+            mri_slice.name,
+            analysis.decision,
+            analysis.label,
+            analysis.prediction_set,
+            analysis.probabilities,
+            analysis.ood_score,
+            analysis.ood_threshold,
+            analysis.model_id,
+            analysis.elapsed_ms,
+            _original(mri_slice.pixels, analysis.transform, side),
+            _png(np.rint(analysis.network_input * 255).astype(np.uint8)),
+            _facts(analysis, mri_slice, mri_slice.pixels.shape, mri_slice.sha256),
+            mri_slice.notes,
+            record_id,
+        )
+
+    @classmethod
+    def from_record(cls, record: Record, mri_slice: MRISlice) -> Answer:
+        """Of an answer kept: its figures as they were given, its pictures redrawn from the kept image."""
+        transform = record.crop_transform()
+        view, today = preprocess(mri_slice.pixels)
+        if today != transform:  # preprocessing has changed since; the stored crop is what was seen
+            crop = Image.fromarray(transform.to_network(mri_slice.pixels))
+            view = np.asarray(crop.resize((transform.network_size,) * 2), np.float32) / 255
+        facts = _facts(record, record, (record.height, record.width), record.image_sha256)
+        facts |= {"Preprocessing": record.preprocessing, "Software": record.software_version}
+        return cls(
+            record.name,
+            record.decision,
+            record.label,
+            tuple(record.prediction_set),
+            record.probabilities,
+            record.ood_score,
+            record.ood_threshold,
+            record.model_id,
+            record.elapsed_ms,
+            _original(mri_slice.pixels, transform, PREVIEW_SIDE),
+            _png(np.rint(view * 255).astype(np.uint8)),
+            facts,
+            mri_slice.notes,
+            record.id,
+        )
+
+    def row(self) -> dict[str, Any]:
+        """One line of the table to download; a rejected image has neither class nor probabilities."""
+        shown = self.decision != "rejected"
+        return {
+            "name": _plain_cell(self.name),
+            "decision": self.decision,
+            "label": self.label,
+            "prediction_set": " ".join(self.prediction_set) if shown else None,
+            **{f"p_{c}": round(self.probabilities[c], 6) if shown else None for c in CLASS_NAMES},
+            "ood_score": self.ood_score,
+            "ood_threshold": self.ood_threshold,
+            "model_id": self.model_id,
+            "elapsed_ms": round(self.elapsed_ms, 2),
+            "case": self.record_id,
+            "error": None,
+        }
+
+
+def show_answer(answer: Answer, *, link: bool = True) -> None:
+    """Decision, probabilities, the original beside what the network saw, and where the answer comes from."""
+    words, pictures = st.columns([5, 6], gap="large")
+    with words:
+        show_decision(answer)
+        if answer.decision != "rejected":
+            st.altair_chart(probability_chart(answer.probabilities, answer.prediction_set))
+        if answer.notes:
+            st.caption(":material/info: " + "; ".join(answer.notes))
+        if link and answer.record_id is not None:
+            st.page_link(
+                "pages/main/history.py",
+                label=f"Case {answer.record_id} in History",
+                icon=":material/history:",
+                query_params={"case": str(answer.record_id)},
+            )
+        research_notice()
+    with pictures:
+        left, right = st.columns(2)
+        left.image(answer.original, caption="Original; the outline is the crop", width="stretch")
+        right.image(answer.network_view, caption="What the network saw", width="stretch")
+    with st.expander("Details", icon=":material/list_alt:"):
+        st.table(pd.DataFrame({"": answer.facts.values()}, index=list(answer.facts)))
+
+
+def show_decision(answer: Answer) -> None:
+    """The answer in words. A rejected image gets no class."""
+    if answer.decision == "rejected":
+        st.error(
+            "**Not recognised as a brain MRI slice**  \nThis image lies further from the training data than the model "
+            f"may judge (distance {answer.ood_score:.3g}, limit {answer.ood_threshold:.3g}), so it gets no class.",
+            icon=":material/block:",
+        )
+    elif answer.decision == "undecided":
+        st.warning(
+            f"**Undecided**  \nWith 95 % coverage the model cannot narrow it down further than: "
+            f"**{class_list(answer.prediction_set)}**. The highest bar is not an answer.",
+            icon=":material/help:",
+        )
+    else:
+        label = answer.label or ""
+        with st.container(border=True, gap=None):
+            st.markdown(f":small[{answer.name}]" if len(answer.name) < 80 else f":small[{answer.name[:77]}…]")
+            st.header(class_title(label), anchor=False)
+            st.markdown(f"Confidence **{answer.probabilities[label]:.1%}**")
+            st.caption(f"95 % prediction set: {class_list(answer.prediction_set)}")
+
+
+def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[str] = ()) -> alt.LayerChart:
+    """Horizontal bars, one a class in the fixed order; classes outside the prediction set are faint."""
+    data = pd.DataFrame(
+        {
+            "class": [CLASS_TITLES[c] for c in CLASS_NAMES],
+            "probability": [probabilities[c] for c in CLASS_NAMES],
+            "text": [f"{probabilities[c]:.1%}" for c in CLASS_NAMES],
+            "opacity": [1.0 if not prediction_set or c in prediction_set else 0.4 for c in CLASS_NAMES],
+        }
+    )
+    base = alt.Chart(data).encode(
+        y=alt.Y("class:N", sort=None, title=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False)),
+        x=alt.X(
+            "probability:Q",
+            scale=alt.Scale(domain=[0, 1.14]),
+            title="Probability",
+            axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
+        ),
+        tooltip=[alt.Tooltip("class:N", title="Class"), alt.Tooltip("probability:Q", format=".2%")],
+    )
+    bars = base.mark_bar(cornerRadiusEnd=4, size=22).encode(
+        color=alt.Color(
+            "class:N",
+            scale=alt.Scale(
+                domain=[CLASS_TITLES[c] for c in CLASS_NAMES], range=[CLASS_COLOURS[c] for c in CLASS_NAMES]
+            ),
+            legend=None,
+        ),
+        opacity=alt.Opacity("opacity:Q", scale=None),
+    )
+    # Grey is legible on both themes; the theme's own text colour does not reach text marks.
+    text = base.mark_text(align="left", dx=5, fontSize=13, color="#7d8b91").encode(text="text:N")
+    return (bars + text).properties(height=190)
+
+
+def result_table(answers: Sequence[Answer], errors: dict[str, str]) -> pd.DataFrame:
+    """One row an answer, then one a file that could not be read; the columns of the download."""
+    failed = [{"name": _plain_cell(name), "decision": "unreadable", "error": text} for name, text in errors.items()]
+    columns = list(Answer.row(answers[0])) if answers else ["name", "decision", "error"]
+    return pd.DataFrame([a.row() for a in answers] + failed, columns=columns)
+
+
+def _facts(answer: Any, source: Any, shape: tuple[int, ...], sha256: str) -> dict[str, str]:
+    """Details of an Analysis or a Record; both name these things alike."""
+    facts = {
+        "Image": f"{source.source_format}, {shape[1]} × {shape[0]} pixels",
+        "Model": f"{answer.model_id} (weights {answer.weights_sha256[:12]}…)",
+        "Engine": f"{answer.engine}, {answer.precision}",
+        "Time": f"{answer.elapsed_ms:.0f} ms",
+        "Distance from training data": _distance(answer.ood_score, answer.ood_threshold),
+        "SHA-256": sha256,
+    }
+    if source.spacing_mm:
+        facts["Pixel spacing"] = " × ".join(f"{v:.3g}" for v in source.spacing_mm) + " mm"
+    if source.orientation:
+        facts["Edges"] = "left {}, right {}, top {}, bottom {}".format(*source.orientation)
+    if source.sop_instance_uid:
+        facts["SOP instance"] = source.sop_instance_uid
+    if source.frame is not None:
+        facts["Frame"] = str(source.frame)
+    return facts
+
+
+def _distance(score: float, threshold: float) -> str:
+    return f"{score:.3g} (limit {threshold:.3g})" if np.isfinite(threshold) else "not measured: no gate is fitted"
+
+
+def _original(pixels: np.ndarray, transform: CropTransform, side: int) -> bytes:
+    """PNG of the image, shrunk to ``side``, with the crop's outline."""
+    image = Image.fromarray(pixels).convert("RGB") if max(pixels.shape) <= side else _shrunk(pixels, side)
+    factor = image.width / pixels.shape[1]
+    box = [v * factor for v in (transform.left, transform.top)]
+    box += [v * factor for v in (transform.left + transform.side - 1, transform.top + transform.side - 1)]
+    # A crop that reaches past the image is outlined along the image's edge.
+    line = max(1, round(max(image.size) / 220))
+    limits = (image.width - 1, image.height - 1)
+    clipped = [min(max(v, 0), limits[i % 2]) for i, v in enumerate(box)]
+    ImageDraw.Draw(image).rectangle(clipped, outline=_OUTLINE, width=line)
+    return _png(image)
+
+
+def _shrunk(pixels: np.ndarray, side: int) -> Image.Image:
+    image = Image.fromarray(pixels)  # grey first: a large picture in colour costs three times the memory
+    image.thumbnail((side, side))
+    return image.convert("RGB")
+
+
+def _png(image: np.ndarray | Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _plain_cell(text: str) -> str:
+    """Keep a spreadsheet from running a file's name as a formula."""
+    return f"'{text}" if text[:1] in "=+-@\t\r" else text

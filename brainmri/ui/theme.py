@@ -1,0 +1,64 @@
+"""Look and words that every page shares: header, class colours, the research notice."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import streamlit as st
+
+from brainmri.types import CLASS_TITLES
+
+CLASS_COLOURS = {"glioma": "#d1495b", "meningioma": "#c9851b", "notumor": "#2a9d78", "pituitary": "#5b7bd5"}
+"""Readable on a light and a dark ground, and apart from each other for colour-blind readers; never the only cue."""
+
+NOTICE = "Research use only. Not a medical device, not a diagnosis."
+
+_STYLES = """
+<style>
+[data-testid="stMainBlockContainer"] { max-width: 1240px; padding-top: 3.2rem; padding-bottom: 3rem; }
+[data-testid="stMain"] h1 { letter-spacing: -0.01em; padding-bottom: 0.1rem; }
+[data-testid="stMain"] img { border-radius: 0.4rem; }
+[data-testid="stMetricValue"] { font-variant-numeric: tabular-nums; }
+@media (max-width: 640px) {
+  [data-testid="stMainBlockContainer"] { padding: 3.4rem 0.9rem 2rem; }
+  [data-testid="stMain"] h1 { font-size: 1.5rem; }
+}
+</style>
+"""
+
+
+def page_header(title: str, subtitle: str = "") -> None:
+    """Title, one line below it and the page's styles; the first call of every page."""
+    st.html(_STYLES)
+    st.title(title, anchor=False)
+    if subtitle:
+        st.caption(subtitle)
+
+
+def research_notice() -> None:
+    """The one sentence that stands beside every answer."""
+    st.caption(f":material/science: {NOTICE}")
+
+
+def class_title(label: str | None) -> str:
+    """Class name as a reader sees it; a dash for none."""
+    return CLASS_TITLES.get(label, label) if label else "–"
+
+
+def class_list(labels: tuple[str, ...] | list[str]) -> str:
+    """Class names as a reader sees them, comma separated."""
+    return ", ".join(class_title(label) for label in labels) or "none"
+
+
+def browser_zone() -> ZoneInfo:
+    """The reader's time zone, UTC where the browser does not say."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (KeyError, ValueError, OSError):  # a name that this machine's zone tables lack
+        return ZoneInfo("UTC")
+
+
+def local_time(moment: datetime) -> str:
+    """A moment in the reader's time zone, to the minute."""
+    return moment.astimezone(browser_zone()).strftime("%Y-%m-%d %H:%M")

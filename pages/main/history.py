@@ -1,0 +1,13 @@
+"""History: the answers that were given, as they were given."""
+
+import streamlit as st
+
+from brainmri.ui import history, state
+from brainmri.ui.theme import page_header
+
+user = state.current_user()
+page_header("History", "All cases" if user.role == "admin" else "Your cases, as they were answered.")
+if case := st.query_params.get("case"):
+    history.show_case(case, user)
+else:
+    history.show_list(user)

@@ -1,0 +1,24 @@
+"""Predict: choose images, see the answers, find them again in History."""
+
+import streamlit as st
+
+from brainmri.ui import predict, state
+from brainmri.ui.inputs import clear_sources, pick_sources
+from brainmri.ui.theme import page_header
+
+page_header("Predict", "Sort brain-MRI slices into glioma, meningioma, pituitary tumour or no tumour.")
+user = state.current_user()
+if user.id is None:
+    st.info(
+        "Guest session: nothing you choose here is stored. Sign in to keep cases.", icon=":material/visibility_off:"
+    )
+model_id = predict.choose_model(user)
+sources = pick_sources("predict")
+if not sources:
+    predict.empty_state()
+    st.stop()
+
+st.divider()
+answers, errors = predict.answer_all(sources, model_id, user)
+predict.show_all(answers, errors)
+st.button("Clear", icon=":material/close:", on_click=clear_sources, args=("predict",))
