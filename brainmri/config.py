@@ -52,7 +52,7 @@ class AccountSettings(_Section):
 
     signup: Literal["open", "invite", "closed"] = "open"
     guest: bool = True
-    cookie_name: str = Field("brainmri", min_length=1)
+    cookie_name: str = Field(default="brainmri", min_length=1)
     cookie_days: PositiveFloat = 7
     key_file: Path = Path("data/cookie.key")
 
@@ -135,5 +135,5 @@ def _resolve(settings: Settings, base: Path) -> Settings:
     url = settings.database.url
     prefix = "sqlite:///"
     if url.startswith(prefix) and not url.startswith(prefix + "/") and ":memory:" not in url:
-        updates["database"] = DatabaseSettings(url=f"{prefix}{base / url[len(prefix):]}")
+        updates["database"] = DatabaseSettings(url=f"{prefix}{base / url[len(prefix) :]}")
     return settings.model_copy(update=updates)

@@ -141,9 +141,8 @@ def select_split(table: pd.DataFrame, split: str, *, require_files: bool = True)
         missing = [p for p, f in zip(rows["path"], rows["file"], strict=True) if not Path(f).is_file()]
         if missing:
             root = Path(rows["file"].iloc[0][: -len(rows["path"].iloc[0])])
-            raise DataError(
-                f"{len(missing)} of {len(rows)} images are missing under {root} (first: {missing[0]}); {fetch_hint(root)}"
-            )
+            some = f"{len(missing)} of {len(rows)} images are missing under {root} (first: {missing[0]})"
+            raise DataError(f"{some}; {fetch_hint(root)}")
     return rows
 
 
@@ -183,7 +182,9 @@ def fetch(root: Path | str) -> Path:
 
         source = Path(kagglehub.dataset_download(KAGGLE_DATASET))
     except Exception as error:  # kagglehub lets requests', urllib3's and its own errors through
-        raise DataError(f"{KAGGLE_DATASET} could not be downloaded ({type(error).__name__}); {fetch_hint(root)}") from error
+        raise DataError(
+            f"{KAGGLE_DATASET} could not be downloaded ({type(error).__name__}); {fetch_hint(root)}"
+        ) from error
     root.mkdir(parents=True, exist_ok=True)
     for folder in _FOLDERS:
         shutil.copytree(source / folder, root / folder, dirs_exist_ok=True)

@@ -59,8 +59,8 @@ def decode_image(
         if min(width, height) < MIN_SIDE:
             raise InvalidImageError(f"{name}: {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
         source_format = str(image.format)
-        if getattr(image, "n_frames", 1) > 1:
-            notes.append(f"first of {image.n_frames} frames")
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            notes.append(f"first of {frames} frames")
         image.seek(0)
         image.load()
         pixels = _to_grey(ImageOps.exif_transpose(image), notes)

@@ -71,7 +71,8 @@ def build_network(
     input_size : int
         Side of the square input in pixels, a multiple of 32.
     normalised_blocks : tuple of int
-        Blocks (1-5) whose convolutions carry batch norm while training; `fold_batch_norm` removes it exactly.
+        Blocks (1-5) whose convolutions carry batch norm while training (the hidden dense layer then does too);
+        `fold_batch_norm` removes it exactly.
     mask_head : bool
         Add the auxiliary output ``mask``: class probabilities per cell of block5's grid, seen from block4 and block5.
         Training only; it keeps evidence where the tumour is.
@@ -110,7 +111,14 @@ def build_network(
     features = last
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dropout(0.3, name="dropout_1")(x)
-    x = layers.Dense(128, activation="relu", kernel_initializer="he_normal", name="dense")(x)
+    # Norm here too while training: on top of normalised features a plain ReLU layer dies within an epoch.
+    normalised = bool(normalised_blocks)
+    x = layers.Dense(128, None if normalised else "relu", not normalised, kernel_initializer="he_normal", name="dense")(
+        x
+    )
+    if normalised:
+        x = layers.BatchNormalization(momentum=0.97, name="dense_bn")(x)
+        x = layers.ReLU(name="dense_relu")(x)
     x = layers.Dropout(0.2, name="dropout_2")(x)
     logits = layers.Dense(n_classes, name=LOGITS_LAYER, dtype="float32" if mask_head else None)(x)
     probabilities = layers.Activation("softmax", name="probabilities", dtype="float32" if mask_head else None)(logits)
@@ -122,7 +130,7 @@ def build_network(
     return keras.Model(image, {"probabilities": probabilities, "mask": mask}, name="vgg16_training")
 
 
-def load_imagenet(network: keras.Model, weights: str) -> tuple[str, ...]:
+def load_imagenet(network: keras.Model, weights: str, blocks: tuple[int, ...] = (1, 2, 3, 4, 5)) -> tuple[str, ...]:
     """Put ImageNet convolutions into a network whose input is grey in [0, 1], repeated to three channels.
 
     ImageNet's VGG16 expects BGR in 0-255 minus a mean. The first layer's kernel absorbs the scale and its bias the
@@ -133,6 +141,8 @@ def load_imagenet(network: keras.Model, weights: str) -> tuple[str, ...]:
     weights : str
         ``"imagenet"`` (through ``keras.applications``), a ``.h5`` file of the same layout, or a ``.npz`` with
         ``<layer>/kernel`` and ``<layer>/bias`` for any of VGG16's convolutions.
+    blocks : tuple of int
+        Which blocks to fill.
 
     Returns
     -------
@@ -148,7 +158,10 @@ def load_imagenet(network: keras.Model, weights: str) -> tuple[str, ...]:
     if not arrays:
         raise ModelError(f"{weights}: holds no VGG16 convolution; expected entries such as block1_conv1/kernel")
     names = {layer.name for layer in network.layers}
+    filled = []
     for name, (kernel, bias) in arrays.items():
+        if not name.startswith(tuple(f"block{b}_" for b in blocks)):
+            continue
         if name not in names:
             raise ModelError(f"{weights}: unknown layer {name}; expected VGG16's block1_conv1 ... block5_conv3")
         layer = network.get_layer(name)
@@ -160,7 +173,8 @@ def load_imagenet(network: keras.Model, weights: str) -> tuple[str, ...]:
         layer.kernel.assign(kernel)
         if layer.use_bias:
             layer.bias.assign(bias)
-    return tuple(arrays)
+        filled.append(name)
+    return tuple(filled)
 
 
 def _read_convolutions(weights: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -239,8 +253,9 @@ def enlarge_input(network: keras.Model, target: keras.Model) -> None:
     for layer in target.layers:
         weights = network.get_layer(layer.name).get_weights()
         if layer.name == "dense" and weights[0].shape != tuple(layer.kernel.shape):
-            cells = int(round((weights[0].shape[0] / 512) ** 0.5))
-            kernel = weights[0].reshape(cells, cells, 512, -1)
+            channels = BLOCKS[-1][0]
+            cells = round((weights[0].shape[0] / channels) ** 0.5)
+            kernel = weights[0].reshape(cells, cells, channels, -1)
             kernel = kernel.repeat(2, axis=0).repeat(2, axis=1) / 4.0
             weights[0] = kernel.reshape(-1, kernel.shape[-1])
         if weights:
@@ -256,9 +271,7 @@ def save_model(network: keras.Model, card: dict[str, Any], directory: Path | str
     policy = keras.mixed_precision.dtype_policy()
     keras.mixed_precision.set_global_policy("float16")
     try:
-        half = build_network(
-            input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units
-        )
+        half = build_network(input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units)
     finally:
         keras.mixed_precision.set_global_policy(policy)
     half.set_weights([w.astype(np.float16) for w in network.get_weights()])

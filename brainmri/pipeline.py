@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from brainmri.config import Settings
+from brainmri.imaging import decode_image
 from brainmri.inference import Classifier
 from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 
@@ -44,3 +46,26 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
             )
         )
     return results
+
+
+def read_slices(content: bytes, name: str, settings: Settings) -> list[MRISlice]:
+    """Decode one uploaded file of any accepted kind: a picture, a DICOM file, or a zip of a DICOM series.
+
+    Returns
+    -------
+    list of MRISlice
+        One for a picture; all frames of a DICOM file, all slices of a series, in order of position.
+
+    Raises
+    ------
+    InvalidImageError
+        Says what came and what is accepted.
+    """
+    from brainmri import dicom
+
+    if dicom.is_dicom(content) or dicom.is_zip(content):
+        return dicom.read_slices(content, name, settings)
+    limits = settings.uploads
+    return [
+        decode_image(content, name, max_pixels=limits.max_pixels, max_size_bytes=int(limits.max_size_mb * 1_000_000))
+    ]

@@ -106,6 +106,8 @@ class MRISlice:
         DICOM identity, as de-identified; frame counts from 1.
     notes : tuple of str
         What a reader should know about how it was decoded.
+    content : bytes or None
+        What may be kept of it, where that is not the file as it came: the de-identified DICOM file.
     """
 
     pixels: np.ndarray
@@ -117,6 +119,7 @@ class MRISlice:
     sop_instance_uid: str | None = None
     frame: int | None = None
     notes: tuple[str, ...] = ()
+    content: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

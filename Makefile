@@ -1,0 +1,34 @@
+# `make app` on a fresh machine: environment, database, dashboard. `make test`: everything the tests need, then all of them.
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 8501
+
+.PHONY: app env test-env test check clean
+
+app: env
+	$(BIN)/streamlit run Home.py --server.port $(PORT)
+
+env: .venv/.core
+test-env: .venv/.tests
+
+.venv/.core: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/.tests: .venv/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,optimize,scale,postgres]" -c requirements.txt
+	touch $@
+
+test: test-env
+	$(BIN)/python -m pytest
+
+check: test-env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

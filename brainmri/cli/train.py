@@ -1,0 +1,75 @@
+"""``brainmri train``: a recipe, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INTENDED_USE = (
+    "Research and teaching: exploring how a VGG16 classifies single brain-MRI slices, and how far its heatmaps can be "
+    "trusted. Not a medical device; not for diagnosis."
+)
+LIMITS = (
+    "One slice at a time: no neighbouring slices, no other sequences, no history.",
+    "Tumours in training are mostly contrast-enhanced T1 from one source; other pathology (stroke, bleeding, "
+    "metastasis, infection) is not a class and may be called any of the four.",
+    "Splits are leak-free by slice and, as far as the sources tell, by patient; patient identity is inferred for the "
+    "Kaggle images.",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``brainmri train``."""
+
+    @app.command()
+    def train(
+        recipe: Annotated[str, typer.Option(help="Name in recipes/, or a YAML file.")] = "classic",
+        output: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
+        weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
+        model_id: Annotated[str | None, typer.Option(help="Also save to models/ under this id.")] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+        epochs: Annotated[int | None, typer.Option(help="Epochs of every stage, instead of the recipe's.")] = None,
+        precision: Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    ) -> None:
+        """Train a recipe: checkpoints, history.csv, curves.png and the model in the run folder."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from brainmri import training
+        from brainmri.config import load_settings
+        from brainmri.model import save_model
+
+        settings = load_settings()
+        chosen = training.override(training.load_recipe(recipe), epochs=epochs, precision=precision, seed=seed)
+        run = output or Path("runs") / chosen.name
+        total = sum(stage.epochs for stage in chosen.stages)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
+            task = progress.add_task("reading", total=1, note="")
+
+            def report(event: dict) -> None:
+                if "loading" in event:
+                    progress.update(task, total=event["of"], completed=event["loading"])
+                    return
+                done = sum(s.epochs for s in chosen.stages[: event["stage"]]) + event["epoch"] + 1
+                minutes = event["remaining_s"] / 60
+                progress.update(
+                    task,
+                    description=f"{event['input_size']} px",
+                    total=total,
+                    completed=done,
+                    note=f"loss {event['loss']:.3f}, val {event['val_accuracy']:.3f}, {minutes:.0f} min left",
+                )
+
+            network = training.train(chosen, settings.data.root, run, weights=weights, resume=resume, report=report)
+        training.plot_history(run)
+        card = training.card_facts(chosen, run, settings.data.root) | {
+            "id": model_id or chosen.name,
+            "intended_use": INTENDED_USE,
+            "limits": LIMITS,
+        }
+        directory = settings.model.directory if model_id else run
+        saved = save_model(network, card, directory)
+        typer.echo(f"{directory / saved.id}.keras  sha256 {saved.weights_sha256[:12]}…")

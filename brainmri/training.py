@@ -1,0 +1,671 @@
+"""Train by recipe: fit, checkpoint, resume, log. A run is a folder; killing it loses at most the epoch it was in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from brainmri import augment
+from brainmri.data import SPLITS_DIRECTORY, UNKNOWN_TUMOUR, read_manifest, read_mask, read_pixels, select_split
+from brainmri.errors import ConfigError, DataError
+from brainmri.imaging import as_network_batch, preprocess
+from brainmri.types import CLASS_NAMES, NO_TUMOR
+
+RECIPES_DIRECTORY = Path(__file__).resolve().parent.parent / "recipes"
+CACHE_SIZE = 160
+"""Side in pixels at which preprocessed slices wait in memory; views of up to 128 px are cut from it."""
+
+_NONE = CLASS_NAMES.index(NO_TUMOR)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Strict):
+    """One image collection a recipe trains on.
+
+    Attributes
+    ----------
+    manifest : str
+        File in ``data/splits`` (or a path).
+    images : str
+        Folder beside the data root.
+    per_epoch : int or None
+        Groups drawn each epoch (None: all); one image a group.
+    repeat : int
+        Draws of each drawn group each epoch.
+    """
+
+    name: str
+    manifest: str
+    images: str
+    split_column: str = "split"
+    per_epoch: int | None = None
+    repeat: int = 1
+
+
+class Stage(_Strict):
+    """Epochs at one input size and peak learning rate."""
+
+    input_size: Literal[32, 64, 96, 128]
+    epochs: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+
+
+class Recipe(_Strict):
+    """Everything that decides what a training run does; a YAML file in ``recipes/``.
+
+    Attributes
+    ----------
+    imagenet_blocks : tuple of int
+        Blocks that start from ImageNet; the others start from He's initialisation.
+    frozen_blocks : tuple of int
+        Leading blocks that are not trained.
+    normalised_blocks : tuple of int
+        Blocks with batch norm while training.
+    cached_draws : int
+        0: every epoch sees fresh views. n > 0: n views of each image are pushed through the frozen blocks once, and
+        epochs cycle over those features.
+    augmentation : str
+        ``brightness_contrast`` (the classic), ``full``, or ``none``.
+    mask_weight : float
+        Weight of the auxiliary mask loss; 0 trains without the mask head.
+    counterfactuals : bool
+        Train on tumours painted away (as no tumour), paint elsewhere (unchanged label), and pasted tumours.
+    """
+
+    name: str
+    description: str = ""
+    sources: tuple[Source, ...]
+    stages: tuple[Stage, ...]
+    imagenet_blocks: tuple[int, ...] = ()
+    frozen_blocks: tuple[int, ...] = ()
+    normalised_blocks: tuple[int, ...] = ()
+    cached_draws: int = Field(0, ge=0)
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: float = 0.0
+    batch_size: int = Field(32, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_balance: bool = False
+    augmentation: Literal["none", "brightness_contrast", "full"] = "full"
+    mask_weight: float = 0.0
+    counterfactuals: bool = False
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    seed: int = 0
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read ``recipes/<name>.yaml`` or a path.
+
+    Raises
+    ------
+    ConfigError
+        No such recipe (lists those there are), or a key or value that is wrong (named).
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES_DIRECTORY / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES_DIRECTORY.glob("*.yaml")))
+        raise ConfigError(f"no recipe '{name}'; recipes: {known}")
+    try:
+        return Recipe(**yaml.safe_load(path.read_text("utf-8")))
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
+        raise ConfigError(f"{path.name}: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Preprocessed slices in memory.
+
+    Attributes
+    ----------
+    images, masks : ndarray of shape (n, CACHE_SIZE, CACHE_SIZE), uint8
+        Network view of each slice, and its tumour's outline there (zero where none or unknown).
+    mask_known : ndarray of shape (n,), bool
+        An expert's outline exists, or there is no tumour.
+    targets : ndarray of shape (n, 4), float32
+        1 for each class the slice may be: one for a known type, three for a tumour of unknown type.
+    source, group, plane : ndarray of shape (n,), str
+    outlined : ndarray of int
+        Indices of the slices with an outlined tumour.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    mask_known: np.ndarray
+    targets: np.ndarray
+    source: np.ndarray
+    group: np.ndarray
+    plane: np.ndarray
+    outlined: np.ndarray
+
+
+def load_training_set(recipe: Recipe, data_root: Path, split: str, progress: Callable | None = None) -> TrainingSet:
+    """Read one split of a recipe's sources; ``data_root`` is the Kaggle set's folder, the others lie beside it."""
+    tables = []
+    for source in recipe.sources:
+        manifest = Path(source.manifest)
+        table = read_manifest(
+            manifest if manifest.is_file() else SPLITS_DIRECTORY / manifest,
+            data_root if source.images == "." else data_root.parent / source.images,
+            source.split_column,
+        )
+        tables.append(select_split(table, split).assign(source=source.name))
+    return _load(pd.concat(tables, ignore_index=True), progress)
+
+
+def _load(table: pd.DataFrame, progress: Callable | None) -> TrainingSet:
+    n = len(table)
+    images, masks = (np.zeros((n, CACHE_SIZE, CACHE_SIZE), np.uint8) for _ in range(2))
+    known, targets = np.zeros(n, bool), np.zeros((n, len(CLASS_NAMES)), np.float32)
+    for i, row in enumerate(table.to_dict("records")):
+        pixels = read_pixels(row["file"])
+        view, transform = preprocess(pixels, CACHE_SIZE)
+        images[i] = np.rint(view * 255)
+        mask = _outline(row, pixels.shape)
+        if mask is not None:
+            square = Image.fromarray(transform.to_network(mask.astype(np.uint8) * 255))
+            masks[i] = np.asarray(square.resize((CACHE_SIZE, CACHE_SIZE), Image.Resampling.BILINEAR))
+        known[i] = mask is not None or row["label"] == NO_TUMOR
+        if row["label"] == UNKNOWN_TUMOUR:
+            targets[i] = [name != NO_TUMOR for name in CLASS_NAMES]
+        else:
+            targets[i, CLASS_NAMES.index(row["label"])] = 1
+        if progress:
+            progress(i + 1, n)
+    columns = {c: table.get(c, pd.Series([""] * n)).fillna("").to_numpy(str) for c in ("source", "group", "plane")}
+    return TrainingSet(images, masks, known, targets, **columns, outlined=np.flatnonzero(masks.any(axis=(1, 2))))
+
+
+def _outline(row: dict[str, Any], shape: tuple[int, int]) -> np.ndarray | None:
+    """The row's tumour mask; of a box ("cx cy w h", relative) the ellipse inside it."""
+    if isinstance(row.get("mask"), str) and row["mask"]:
+        root = row["file"][: -len(row["path"])]
+        mask = read_mask(root + row["mask"])
+        if mask.shape != shape:
+            raise DataError(f"{row['mask']}: mask is {mask.shape}, its image {shape}; expected the same size")
+        return mask
+    if isinstance(row.get("boxes"), str) and row["boxes"]:
+        y, x = np.mgrid[: shape[0], : shape[1]]
+        mask = np.zeros(shape, bool)
+        for box in row["boxes"].split(";"):
+            cx, cy, w, h = (float(v) for v in box.split())
+            mask |= ((x / shape[1] - cx) / (w / 2)) ** 2 + ((y / shape[0] - cy) / (h / 2)) ** 2 <= 1
+        return mask
+    return None
+
+
+def epoch_indices(data: TrainingSet, recipe: Recipe, epoch: int) -> np.ndarray:
+    """Which images an epoch sees, in order: one of each drawn group, shuffled; a function of (seed, epoch)."""
+    rng = np.random.default_rng([recipe.seed, epoch])
+    chosen = []
+    for source in recipe.sources:
+        rows = np.flatnonzero(data.source == source.name)
+        order = rng.permutation(rows)
+        _, first = np.unique(data.group[order], return_index=True)
+        picks = order[rng.permutation(first)[: source.per_epoch]]
+        chosen.append(np.repeat(picks, source.repeat))
+    return rng.permutation(np.concatenate(chosen))
+
+
+def draw_view(
+    data: TrainingSet, recipe: Recipe, index: int, draw: tuple[int, ...], size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """One view of one slice; a function of (seed, draw, index).
+
+    Returns
+    -------
+    image : ndarray of shape (size, size), float32, in [0, 1]
+    mask : ndarray of shape (size, size), float32, in [0, 1]
+    target : ndarray of shape (4,), float32
+    mask_known : bool
+    """
+    rng = np.random.default_rng([recipe.seed, *draw, index])
+    image, mask, target = data.images[index], data.masks[index], data.targets[index]
+    mask_known = bool(data.mask_known[index])
+    if recipe.counterfactuals:
+        image, mask, target, mask_known = _counterfactual_view(data, index, rng)
+    if recipe.augmentation == "full":
+        image, mask = augment.random_affine(image, mask, size, rng)
+        reference = data.images[rng.integers(len(data.images))]
+        view = augment.random_intensity(image.astype(np.float32) / 255.0, rng, reference)
+    else:
+        view = _resize(image, size) / 255.0
+        mask = _resize(mask, size)
+        if recipe.augmentation == "brightness_contrast":
+            view = np.clip((view - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.uniform(-0.1, 0.1), 0, 1)
+    return view.astype(np.float32), mask.astype(np.float32) / 255.0, target, mask_known
+
+
+def _resize(image: np.ndarray, size: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).convert("F").resize((size, size), Image.Resampling.BILINEAR), np.float32)
+
+
+def _counterfactual_view(data: TrainingSet, index: int, rng: np.random.Generator):
+    image, mask, target = data.images[index], data.masks[index], data.targets[index]
+    known, dice = bool(data.mask_known[index]), rng.random()
+    none = np.eye(len(CLASS_NAMES), dtype=np.float32)[_NONE]
+    if target[_NONE] == 1:
+        if dice < 0.3:
+            # Only the first source names a plane and a type for each of its tumours.
+            donors = data.outlined[data.source[data.outlined] == data.source[0]]
+            same = donors[data.plane[donors] == (data.plane[index] or "ax")]
+            donor = rng.choice(same if len(same) else donors)
+            image, mask = augment.paste_tumour(image, data.images[donor], data.masks[donor], rng)
+            return image, mask, data.targets[donor] if mask.any() else target, True
+        if dice < 0.4:
+            painted = augment.counterfactual(image, data.masks[rng.choice(data.outlined)], rng, away=False)
+            return image if painted is None else painted, mask, target, True
+    elif known and mask.any():
+        if dice < 0.18 and (painted := augment.counterfactual(image, mask, rng, away=True)) is not None:
+            return painted, np.zeros_like(mask), none, True
+        if dice < 0.30 and (painted := augment.counterfactual(image, mask, rng, away=False)) is not None:
+            return painted, mask, target, True
+    return image, mask, target, known
+
+
+def mask_cells(mask: np.ndarray, cells: int) -> np.ndarray:
+    """Fraction of each cell of a coarse grid that the tumour covers; float32 (cells, cells)."""
+    step = mask.shape[0] // cells
+    return mask.reshape(cells, step, cells, step).mean(axis=(1, 3))
+
+
+def class_loss(smoothing: float):
+    """Cross-entropy of the probability that the slice is one of the classes it may be, with label smoothing."""
+    from keras import ops
+
+    def loss(y_true, y_pred):
+        log_p = ops.log(ops.clip(y_pred, 1e-7, 1.0))
+        allowed = -ops.log(ops.clip(ops.sum(y_true * y_pred, axis=-1), 1e-7, 1.0))
+        return (1 - smoothing) * allowed - smoothing * ops.mean(log_p, axis=-1)
+
+    return loss
+
+
+def mask_loss(y_true, y_pred):
+    """Per-cell cross-entropy. ``y_true`` (n, cells, cells, 5): covered fraction, then the slice's allowed classes."""
+    from keras import ops
+
+    fraction, allowed = y_true[..., 0], y_true[..., 1:]
+    tumour = -ops.log(ops.clip(ops.sum(allowed * y_pred, axis=-1), 1e-6, 1.0))
+    none = -ops.log(ops.clip(y_pred[..., _NONE], 1e-6, 1.0))
+    # Tumours cover few cells: they count three times.
+    return ops.mean(3.0 * fraction * tumour + (1 - fraction) * none, axis=(1, 2))
+
+
+def _as_fit_batch(images, masks, targets, known, recipe: Recipe, weights: np.ndarray):
+    # A slice that may be several classes weighs as their mean.
+    sample_weight = (targets @ weights / targets.sum(axis=1)).astype(np.float32)
+    x = as_network_batch(images)
+    if not recipe.mask_weight:
+        return x, targets, sample_weight
+    cells = images.shape[1] // 16
+    fraction = np.stack([mask_cells(m, cells) for m in masks])
+    allowed = np.broadcast_to((targets * (np.arange(4) != _NONE))[:, None, None, :], (*fraction.shape, 4))
+    y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
+    return (
+        x,
+        {"probabilities": targets, "mask": y_mask},
+        {"probabilities": sample_weight, "mask": known.astype(np.float32)},
+    )
+
+
+def class_weights(data: TrainingSet, recipe: Recipe) -> np.ndarray:
+    """Inverse frequency of each class among an epoch's draws, mean 1; ones without ``class_balance``."""
+    if not recipe.class_balance:
+        return np.ones(len(CLASS_NAMES), np.float32)
+    targets = data.targets[epoch_indices(data, recipe, 0)]
+    counts = (targets / targets.sum(axis=1, keepdims=True)).sum(axis=0)
+    inverse = 1.0 / np.maximum(counts, 1)
+    return (inverse * counts.sum() / len(CLASS_NAMES)).astype(np.float32)
+
+
+def train(
+    recipe: Recipe,
+    data_root: Path,
+    run_directory: Path,
+    *,
+    weights: str = "none",
+    resume: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
+):
+    """Train a recipe; returns the plain network (batch norm folded, mask head dropped) of the last epoch.
+
+    Parameters
+    ----------
+    data_root : Path
+        Folder of the Kaggle set; a recipe's other sources lie beside it.
+    run_directory : Path
+        Gets ``recipe.yaml``, ``stage<k>.weights.h5`` and ``state.json`` each epoch, ``history.csv``, ``curves.png``.
+    weights : str
+        Where ``imagenet_blocks`` come from: ``imagenet``, a file, or ``none`` (see `model.load_imagenet`).
+    resume : bool
+        Go on from the checkpoint; what follows is what an unbroken run would have done.
+    report : callable, optional
+        Called with ``{"loading", "of"}`` while reading, and after each epoch with its row of the history and
+        ``remaining_s``.
+
+    Raises
+    ------
+    ConfigError
+        A folder that holds another run, or nothing to resume.
+    """
+    import keras
+
+    from brainmri.model import fold_batch_norm
+
+    run = _Run(Path(run_directory), recipe, resume)
+    loading = (lambda i, n: report({"loading": i, "of": n})) if report else None
+    data = load_training_set(recipe, data_root, "train", loading)
+    held_out = load_training_set(recipe, data_root, "val", loading)
+    keras.utils.set_random_seed(recipe.seed)
+    keras.mixed_precision.set_global_policy(recipe.precision)
+    try:
+        for number in range(run.state["stage"], len(recipe.stages)):
+            network = _start_stage(recipe, number, run, weights)
+            _fit_stage(recipe, number, network, data, held_out, run, report)
+        return fold_batch_norm(network)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+
+
+class _Run:
+    """A run's folder: its recipe, its state and its history. State is written last, so it never speaks of a
+    checkpoint that is not there."""
+
+    def __init__(self, directory: Path, recipe: Recipe, resume: bool):
+        self.directory = directory
+        state_file = directory / "state.json"
+        self.state: dict[str, Any] = {"stage": 0, "epoch": 0, "elapsed_s": 0.0}
+        if resume:
+            if not state_file.is_file():
+                raise ConfigError(f"{directory}: nothing to resume; expected state.json from an earlier run")
+            if yaml.safe_load((directory / "recipe.yaml").read_text("utf-8")) != recipe.model_dump(mode="json"):
+                raise ConfigError(f"{directory}: was started with another recipe; pass the same, or another --output")
+            self.state = json.loads(state_file.read_text())
+        elif state_file.exists():
+            raise ConfigError(f"{directory}: holds a run already; pass --resume to go on, or another --output")
+        directory.mkdir(parents=True, exist_ok=True)
+        self._write("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+    def checkpoint(self, number: int) -> Path:
+        return self.directory / f"stage{number}.weights.h5"
+
+    def finish_epoch(self, network, number: int, epoch: int, last: bool, row: dict[str, Any]) -> None:
+        temporary = self.directory / "next.weights.h5"
+        network.save_weights(temporary)
+        os.replace(temporary, self.checkpoint(number))
+        history = [r for r in self.history() if (int(r["stage"]), int(r["epoch"])) < (number, epoch)] + [row]
+        lines = [",".join(row)] + [",".join(str(r.get(k, "")) for k in row) for r in history]
+        self._write("history.csv", "\n".join(lines) + "\n")
+        self.state = {"stage": number + last, "epoch": 0 if last else epoch + 1, "elapsed_s": row["elapsed_s"]}
+        self._write("state.json", json.dumps(self.state))
+
+    def history(self) -> list[dict[str, Any]]:
+        path = self.directory / "history.csv"
+        return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.directory / f"{name}.tmp"
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, self.directory / name)
+
+
+def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str):
+    """The network a stage begins with: ImageNet and He, or the stage before it, enlarged."""
+    from brainmri.model import enlarge_input, load_imagenet
+
+    network = _build(recipe, number)
+    if number == 0:
+        if recipe.imagenet_blocks and weights != "none":
+            load_imagenet(network, weights, recipe.imagenet_blocks)
+    else:
+        previous = _build(recipe, number - 1)
+        previous.load_weights(run.checkpoint(number - 1))
+        enlarge_input(previous, network)
+    for layer in network.layers:
+        layer.trainable = not any(layer.name.startswith(f"block{b}_") for b in recipe.frozen_blocks)
+    return network
+
+
+def _build(recipe: Recipe, number: int):
+    from brainmri.model import build_network
+
+    return build_network(
+        input_size=recipe.stages[number].input_size,
+        normalised_blocks=recipe.normalised_blocks,
+        mask_head=recipe.mask_weight > 0,
+    )
+
+
+def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out: TrainingSet, run: _Run, report):
+    stage = recipe.stages[number]
+    weights = class_weights(data, recipe)
+    size = stage.input_size
+    per_epoch = len(epoch_indices(data, recipe, 0))
+    batches = _Batches(network, data, recipe, size, weights)
+    trained = batches.trained
+    trained.compile(
+        optimizer=_optimizer(recipe, stage, -(-per_epoch // recipe.batch_size)),
+        loss=_losses(recipe),
+        loss_weights={"probabilities": 1.0, "mask": recipe.mask_weight} if recipe.mask_weight else None,
+        jit_compile=False,
+    )
+    first = run.state["epoch"]
+    if first:
+        trained.optimizer.build(trained.trainable_variables)
+        trained.load_weights(run.checkpoint(number))
+    inputs = np.stack([_resize(image, size) / 255.0 for image in held_out.images])
+    for epoch in range(first, stage.epochs):
+        start = time.perf_counter()
+        _seed_dropout(trained, recipe.seed, number, epoch)
+        log = trained.fit(batches.of_epoch(epoch), epochs=1, shuffle=False, verbose=0).history
+        row: dict[str, Any] = {"stage": number, "input_size": size, "epoch": epoch, "loss": round(log["loss"][0], 5)}
+        row |= _validate(network, inputs, held_out, recipe)
+        elapsed = time.perf_counter() - start
+        row["elapsed_s"] = round(run.state["elapsed_s"] + elapsed, 1)
+        run.finish_epoch(trained, number, epoch, epoch + 1 == stage.epochs, row)
+        if report:
+            left = sum(s.epochs * (s.input_size / size) ** 1.5 for s in recipe.stages[number + 1 :])
+            report(row | {"remaining_s": elapsed * (stage.epochs - epoch - 1 + left)})
+
+
+class _Batches:
+    """Batches of an epoch: fresh views each time, or features of the frozen blocks computed once per view."""
+
+    def __init__(self, network, data: TrainingSet, recipe: Recipe, size: int, weights: np.ndarray):
+        import keras
+
+        self.data, self.recipe, self.size, self.weights = data, recipe, size, weights
+        self.trained = network
+        self.features: np.ndarray | None = None
+        if recipe.cached_draws:
+            pool = network.get_layer(f"block{max(recipe.frozen_blocks)}_pool").output
+            self.trained = keras.Model(pool, network.output, name="trained")
+            self.features = self._extract(keras.Model(network.input, pool))
+
+    def _extract(self, frozen) -> np.ndarray:
+        """float16 (cached_draws, n, rows, columns, channels): what the frozen blocks make of each view."""
+        n, draws = len(self.data.images), self.recipe.cached_draws
+        features = np.empty((draws, n, *frozen.output_shape[1:]), np.float16)
+        for draw in range(draws):
+            for start in range(0, n, 64):
+                views = [self._view(i, (draw,))[0] for i in range(start, min(start + 64, n))]
+                features[draw, start : start + len(views)] = frozen(as_network_batch(np.stack(views)))
+        return features
+
+    def _view(self, index: int, draw: tuple[int, ...]):
+        return draw_view(self.data, self.recipe, index, draw, self.size)
+
+    def of_epoch(self, epoch: int):
+        """A ``keras.utils.PyDataset`` of one epoch."""
+        import keras
+
+        outer, order = self, epoch_indices(self.data, self.recipe, epoch)
+        size = self.recipe.batch_size
+
+        class Epoch(keras.utils.PyDataset):
+            def __len__(self) -> int:
+                return -(-len(order) // size)
+
+            def __getitem__(self, i: int):
+                chosen = range(i * size, min((i + 1) * size, len(order)))
+                if outer.features is not None:
+                    return outer._cached(order[chosen.start : chosen.stop], epoch)
+                # The position is part of the seed: an image drawn twice in an epoch gives two views.
+                return outer._fresh([outer._view(int(order[k]), (epoch, k)) for k in chosen])
+
+        return Epoch(workers=1, use_multiprocessing=False, max_queue_size=6)
+
+    def _cached(self, chosen: np.ndarray, epoch: int):
+        assert self.features is not None
+        targets = self.data.targets[chosen]
+        x = self.features[epoch % self.recipe.cached_draws, chosen].astype(np.float32)
+        return x, targets, self._sample_weight(targets)
+
+    def _fresh(self, views: list):
+        image, mask, target, known = zip(*views, strict=True)
+        x, targets = as_network_batch(np.stack(image)), np.stack(target)
+        if not self.recipe.mask_weight:
+            return x, targets, self._sample_weight(targets)
+        fraction = np.stack([mask_cells(m, self.size // 16) for m in mask])
+        tumours = targets * (np.arange(len(CLASS_NAMES)) != _NONE)
+        allowed = np.broadcast_to(tumours[:, None, None, :], (*fraction.shape, len(CLASS_NAMES)))
+        y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
+        return (
+            x,
+            {"probabilities": targets, "mask": y_mask},
+            {"probabilities": self._sample_weight(targets), "mask": np.asarray(known, np.float32)},
+        )
+
+    def _sample_weight(self, targets: np.ndarray) -> np.ndarray:
+        # A slice that may be several classes weighs as their mean.
+        return (targets @ self.weights / targets.sum(axis=1)).astype(np.float32)
+
+
+def _losses(recipe: Recipe):
+    loss = class_loss(recipe.label_smoothing)
+    return {"probabilities": loss, "mask": mask_loss} if recipe.mask_weight else loss
+
+
+def _optimizer(recipe: Recipe, stage: Stage, steps: int):
+    import keras
+
+    rate: Any = stage.learning_rate
+    if recipe.schedule == "cosine":
+        total = steps * stage.epochs
+        warmup = min(steps, total // 4)
+        rate = keras.optimizers.schedules.CosineDecay(
+            rate / 20, total - warmup, warmup_target=rate, warmup_steps=warmup
+        )
+    if recipe.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=recipe.weight_decay, global_clipnorm=5.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+def _seed_dropout(network, *seed: int) -> None:
+    """Dropout's generators are no weights and so in no checkpoint: set them from (seed, stage, epoch) instead."""
+    for layer in network.layers:
+        if layer.name.startswith("dropout_"):
+            number = int(layer.name.removeprefix("dropout_"))
+            layer.seed_generator.state.assign(np.random.SeedSequence([*seed, number]).generate_state(2))
+
+
+def _validate(network, inputs: np.ndarray, held_out: TrainingSet, recipe: Recipe) -> dict[str, float]:
+    """Accuracy on the first source's val split, and tumour against none in each of the others."""
+    from sklearn.metrics import roc_auc_score
+
+    parts = [network(as_network_batch(inputs[i : i + 64]), training=False) for i in range(0, len(inputs), 64)]
+    y_prob = np.concatenate([np.asarray(p["probabilities"] if isinstance(p, dict) else p, np.float32) for p in parts])
+    tumour = held_out.targets[:, _NONE] == 0
+    figures: dict[str, float] = {}
+    for number, source in enumerate(recipe.sources):
+        rows = held_out.source == source.name
+        if number == 0:
+            right = held_out.targets[rows, y_prob[rows].argmax(axis=1)] == 1
+            truth = np.clip((y_prob[rows] * held_out.targets[rows]).sum(axis=1), 1e-7, 1)
+            figures |= {"val_accuracy": right.mean(), "val_loss": -np.log(truth).mean()}
+        elif 0 < tumour[rows].sum() < rows.sum():
+            figures[f"val_auc_{source.name}"] = roc_auc_score(tumour[rows], 1 - y_prob[rows, _NONE])
+        else:
+            figures[f"val_right_{source.name}"] = ((y_prob[rows, _NONE] < 0.5) == tumour[rows]).mean()
+    return {k: round(float(v), 4) for k, v in figures.items()}
+
+
+def plot_history(run_directory: Path) -> Path:
+    """Draw ``history.csv`` as ``curves.png``: losses and validation figures by epoch."""
+    from matplotlib.figure import Figure
+
+    table = pd.read_csv(run_directory / "history.csv")
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = np.arange(1, len(table) + 1)
+    for column in ("loss", "val_loss"):
+        left.plot(epochs, table[column], label=column)
+    for column in table.columns[table.columns.str.startswith("val_") & (table.columns != "val_loss")]:
+        right.plot(epochs, table[column], label=column)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    path = run_directory / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def override(recipe: Recipe, *, epochs: int | None = None, precision: str | None = None, seed: int | None = None):
+    """A recipe with some of its values replaced, checked like the file."""
+    changes: dict[str, Any] = {}
+    if epochs is not None:
+        changes["stages"] = [stage.model_dump() | {"epochs": epochs} for stage in recipe.stages]
+    if precision is not None:
+        changes["precision"] = precision
+    if seed is not None:
+        changes["seed"] = seed
+    try:
+        return Recipe(**(recipe.model_dump() | changes))
+    except ValidationError as error:
+        raise ConfigError(f"{recipe.name}: {' '.join(str(error).split())}") from error
+
+
+def card_facts(recipe: Recipe, run_directory: Path, data_root: Path) -> dict[str, Any]:
+    """What a model card says about how and on what a run was trained: recipe, history's last row, split hashes."""
+    from brainmri.imaging import NETWORK_SIZE
+    from brainmri.model import sha256_of
+
+    history = pd.read_csv(run_directory / "history.csv")
+    sources = {}
+    for source in recipe.sources:
+        manifest = Path(source.manifest)
+        manifest = manifest if manifest.is_file() else SPLITS_DIRECTORY / manifest
+        table = read_manifest(manifest, data_root, source.split_column)
+        sources[source.name] = {
+            "manifest": manifest.name,
+            "manifest_sha256": sha256_of(manifest),
+            "split_column": source.split_column,
+            "train": table.loc[table["split"] == "train", "label"].value_counts().sort_index().to_dict(),
+        }
+    return {
+        "class_names": CLASS_NAMES,
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+        "architecture": f"VGG16 (13 convolutions) + Dense 128 + Dense {len(CLASS_NAMES)}, batch norm folded",
+        "preprocessing": {"function": "brainmri.imaging.preprocess", "version": 1, "size": NETWORK_SIZE},
+        "recipe": recipe.model_dump(mode="json")
+        | {"epochs_run": len(history), "minutes": round(float(history["elapsed_s"].iloc[-1]) / 60, 1)},
+        "data": sources,
+    }

@@ -1,0 +1,193 @@
+"""Recipes, views and the training loop, on a miniature VGG16 and drawn pictures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from brainmri import training
+from brainmri.errors import ConfigError
+from brainmri.types import CLASS_NAMES
+
+NONE = CLASS_NAMES.index("notumor")
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """24 discs; those of a tumour class hold a bright spot whose mask is known. Returns the manifest."""
+    root = tmp_path_factory.mktemp("discs")
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[-1:1:64j, -1:1:64j]
+    lines = ["path,label,split,group,mask,plane"]
+    for i in range(24):
+        label, split = CLASS_NAMES[i % 4], "val" if i >= 20 else "train"
+        head = (rows**2 + columns**2 < 0.8) * 110 + rng.normal(0, 6, (64, 64))
+        spot = (rows - 0.2) ** 2 + (columns - rng.uniform(-0.4, 0.4)) ** 2 < 0.03
+        mask = ""
+        if label != "notumor":
+            head[spot] = 230
+            mask = f"mask{i}.png"
+            Image.fromarray((spot * 255).astype(np.uint8)).save(root / mask)
+        Image.fromarray(head.clip(0, 255).astype(np.uint8)).save(root / f"{i}.png")
+        lines.append(f"{i}.png,{label},{split},{i // 2},{mask},ax")
+    (root / "m.csv").write_text("\n".join(lines) + "\n")
+    return root / "m.csv"
+
+
+def _recipe(manifest: Path, **changes) -> training.Recipe:
+    values = {
+        "name": "tiny",
+        "sources": [{"name": "discs", "manifest": str(manifest), "images": "."}],
+        "stages": [{"input_size": 32, "epochs": 2, "learning_rate": 1e-3}],
+        "normalised_blocks": [1, 2, 3, 4, 5],
+        "batch_size": 4,
+    }
+    return training.Recipe(**(values | changes))
+
+
+def test_shipped_recipes_are_valid():
+    for path in training.RECIPES_DIRECTORY.glob("*.yaml"):
+        assert training.load_recipe(path.stem).name == path.stem
+    classic = training.load_recipe("classic")
+    assert (classic.optimizer, classic.stages[0].learning_rate, classic.frozen_blocks) == ("adam", 1e-4, (1, 2, 3, 4))
+
+
+def test_wrong_recipes_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"recipes: .*classic"):
+        training.load_recipe("nonsense")
+    (tmp_path / "r.yaml").write_text("name: r\nsources: []\nstages: []\nepoch: 3\n")
+    with pytest.raises(ConfigError, match="epoch"):
+        training.load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_views_depend_on_seed_draw_and_index_only(collection):
+    recipe = _recipe(collection, counterfactuals=True, mask_weight=1.0)
+    data = training.load_training_set(recipe, collection.parent, "train")
+    before = data.images.copy()
+    for index in range(8):
+        one = training.draw_view(data, recipe, index, (3, 1), 64)
+        two = training.draw_view(data, recipe, index, (3, 1), 64)
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert one[0].dtype == np.float32
+        assert one[0].min() >= 0
+        assert one[0].max() <= 1
+    other = training.draw_view(data, recipe, 0, (4, 1), 64)[0]
+    assert not np.array_equal(other, training.draw_view(data, recipe, 0, (3, 1), 64)[0])
+    np.testing.assert_array_equal(data.images, before)
+
+
+def test_counterfactual_views_keep_label_and_mask_together(collection):
+    recipe = _recipe(collection, counterfactuals=True)
+    data = training.load_training_set(recipe, collection.parent, "train")
+    turned = {"away": 0, "pasted": 0}
+    for index in range(len(data.images)):
+        for draw in range(12):
+            _, mask, target, known = training.draw_view(data, recipe, index, (draw, 0), 64)
+            if known:
+                assert (target[NONE] == 1) == (not mask.any())
+            turned["away"] += bool(data.targets[index, NONE] == 0 and target[NONE] == 1)
+            turned["pasted"] += bool(data.targets[index, NONE] == 1 and target[NONE] == 0)
+    assert turned["away"] > 5
+    assert turned["pasted"] > 5
+
+
+def test_an_epoch_draws_one_image_a_group(collection):
+    recipe = _recipe(collection)
+    data = training.load_training_set(recipe, collection.parent, "train")
+    order = training.epoch_indices(data, recipe, 0)
+    assert sorted(data.group[order]) == sorted(set(data.group))
+    orders = {tuple(sorted(training.epoch_indices(data, recipe, e))) for e in range(8)}
+    assert len(orders) > 1
+
+
+def test_losses_of_an_unknown_type_ask_for_any_tumour():
+    p = np.array([[0.2, 0.3, 0.4, 0.1]], np.float32)
+    any_tumour = np.array([[1, 1, 0, 1]], np.float32)
+    assert np.isclose(training.class_loss(0.0)(any_tumour, p)[0], -np.log(0.6))
+    y_mask = np.zeros((1, 1, 1, 5), np.float32)
+    y_mask[0, 0, 0] = [1.0, 1, 1, 0, 1]
+    assert np.isclose(training.mask_loss(y_mask, p[None, None])[0], -3 * np.log(0.6))
+    y_mask[0, 0, 0, 0] = 0.0
+    assert np.isclose(training.mask_loss(y_mask, p[None, None])[0], -np.log(0.4))
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_resumed_run_is_the_unbroken_run(collection, tmp_path):
+    changes = {
+        "mask_weight": 1.0,
+        "counterfactuals": True,
+        "stages": [
+            {"input_size": 32, "epochs": 2, "learning_rate": 1e-3},
+            {"input_size": 64, "epochs": 2, "learning_rate": 1e-3},
+        ],
+    }
+    recipe = _recipe(collection, **changes)
+    whole = training.train(recipe, collection.parent, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    for stop_after in (1, 3):  # in the middle of either stage
+
+        def stop(event, stop_after=stop_after):
+            if "loss" in event and 2 * event["stage"] + event["epoch"] + 1 == stop_after:
+                raise Stop
+
+        with pytest.raises(Stop):
+            training.train(recipe, collection.parent, tmp_path / "broken", resume=stop_after > 1, report=stop)
+    resumed = training.train(recipe, collection.parent, tmp_path / "broken", resume=True)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    histories = [pd.read_csv(tmp_path / run / "history.csv").drop(columns="elapsed_s") for run in ("whole", "broken")]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-3)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        training.train(recipe, collection.parent, tmp_path / "whole")
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        training.train(recipe, collection.parent, tmp_path / "new", resume=True)
+    with pytest.raises(ConfigError, match="another recipe"):
+        training.train(training.override(recipe, seed=5), collection.parent, tmp_path / "whole", resume=True)
+    assert training.plot_history(tmp_path / "whole").stat().st_size > 5_000
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_cached_features_train_like_the_frozen_network(collection, tmp_path):
+    changes = {"normalised_blocks": [], "frozen_blocks": [1, 2, 3, 4], "augmentation": "none", "schedule": "constant"}
+    plain = training.train(_recipe(collection, **changes), collection.parent, tmp_path / "plain")
+    cached = training.train(_recipe(collection, cached_draws=1, **changes), collection.parent, tmp_path / "cached")
+    for a, b in zip(plain.get_weights(), cached.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)  # features wait as float16
+
+
+def test_kill_9_in_an_epoch_loses_at_most_that_epoch(collection, tmp_path):
+    run = tmp_path / "run"
+    recipe = _recipe(collection, stages=[{"input_size": 32, "epochs": 300, "learning_rate": 1e-3}])
+    (tmp_path / "r.yaml").write_text(training.yaml.safe_dump(recipe.model_dump(mode="json")))
+    code = (
+        "from pathlib import Path; from brainmri import model, training;"
+        "model.BLOCKS = ((4, 1), (8, 1), (8, 1), (8, 1), (16, 3));"
+        f"training.train(training.load_recipe({str(tmp_path / 'r.yaml')!r}), Path({str(collection.parent)!r}),"
+        f" Path({str(run)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while not (run / "history.csv").exists() or len((run / "history.csv").read_text().splitlines()) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(pd.read_csv(run / "history.csv"))
+    state = training.json.loads((run / "state.json").read_text())
+    # The state is written last: it may lag one epoch behind the history, never the other way.
+    assert done - 1 <= state["epoch"] <= done
+    assert state["epoch"] >= 2
