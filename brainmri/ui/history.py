@@ -14,7 +14,7 @@ from brainmri.storage import Record, delete_record, find_records, load_slice, op
 from brainmri.types import CLASS_NAMES
 from brainmri.ui import state
 from brainmri.ui.results import DECISION_TITLES, Answer, show_answer
-from brainmri.ui.theme import browser_zone, class_title, local_time
+from brainmri.ui.theme import browser_zone, class_title, link, local_time, plain
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -44,7 +44,7 @@ def show_list(user: User) -> None:
         height="content",
         column_config={
             "Case": st.column_config.NumberColumn(format="%d", width="small"),
-            "Confidence": st.column_config.ProgressColumn(format="percent", max_value=1.0),
+            "Confidence": st.column_config.ProgressColumn(format="%.1f %%", max_value=100),
         },
         key=f"history.table.{number}.{page.records[0].id}.{page.total}",
     )
@@ -70,31 +70,21 @@ def show_case(case: str, user: User) -> None:
         )
         return
     st.subheader(f"Case {record.id}", anchor=False)
-    st.caption(f"{record.name} · answered {local_time(record.created_at)} by {record.model_id} · kept as it was given")
+    st.caption(
+        f"{plain(record.name)} · answered {local_time(record.created_at)} by {record.model_id} · kept as it was given"
+    )
     try:
         mri_slice = load_slice(state.settings(), record)
     except BrainMRIError as error:
-        st.error(str(error), icon=":material/broken_image:")
+        st.error(plain(str(error)), icon=":material/broken_image:")
     else:
-        show_answer(Answer.from_record(record, mri_slice), link=False)
-    if st.button("Delete this case", icon=":material/delete:", key="history.delete"):
-        _confirm_delete(record.id, record.name, user)
-
-
-@st.dialog("Delete this case?")
-def _confirm_delete(record_id: int, name: str, user: User) -> None:
-    st.write(f"Case {record_id}, **{name}**, and its image are deleted for good.")
-    with st.container(horizontal=True):
-        if st.button("Delete", type="primary", icon=":material/delete:", key="history.delete.yes"):
-            try:
-                delete_record(state.database(), state.settings(), user, record_id)
-            except BrainMRIError as error:
-                st.error(str(error))
-            else:
-                st.query_params.clear()
-                st.toast(f"Case {record_id} deleted", icon=":material/delete:")
-                st.rerun()
-        if st.button("Keep it", key="history.delete.no"):
+        show_answer(Answer.from_record(record, mri_slice), history_link=False)
+    with st.popover("Delete this case", icon=":material/delete:"):
+        st.write(f"Case {record.id}, **{plain(record.name)}**, and its image are deleted for good.")
+        if st.button("Delete for good", type="primary", icon=":material/delete:", key="history.delete"):
+            delete_record(state.database(), state.settings(), user, record.id)
+            st.query_params.clear()
+            st.toast(f"Case {record.id} deleted", icon=":material/delete:")
             st.rerun()
 
 
@@ -155,10 +145,10 @@ def _table(records: list[Record]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Case": [r.id for r in records],
-            "When": [local_time(r.created_at) for r in records],
             "Name": [r.name for r in records],
             "Answer": [class_title(r.label) if r.label else DECISION_TITLES[r.decision] for r in records],
-            "Confidence": [r.probabilities.get(r.label) if r.label else None for r in records],
+            "Confidence": [100 * r.probabilities[r.label] if r.label else None for r in records],
+            "When": [local_time(r.created_at) for r in records],
             "Model": [r.model_id for r in records],
         }
     )
@@ -170,4 +160,4 @@ def _empty(filtered: bool) -> None:
         st.button("Clear search and filters", on_click=_clear_filters)
         return
     st.info("No cases yet. Every answer on the Predict page is kept here.", icon=":material/history:")
-    st.page_link("pages/main/predict.py", label="Go to Predict", icon=":material/arrow_forward:")
+    link("pages/main/predict.py", "Go to Predict")

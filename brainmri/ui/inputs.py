@@ -14,7 +14,7 @@ from brainmri import synthetic
 from brainmri.errors import BrainMRIError
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, MRISlice
 from brainmri.ui import state
-from brainmri.ui.theme import class_title, local_time
+from brainmri.ui.theme import class_title, local_time, plain
 
 _IGNORED = {"thumbs.db", "desktop.ini", "dicomdir"}
 _HISTORY_CHOICES = 50
@@ -63,7 +63,7 @@ def pick_slice(key: str) -> list[MRISlice]:
         try:
             cached = (source.key, source.read())
         except BrainMRIError as error:
-            st.error(str(error), icon=":material/broken_image:")
+            st.error(plain(str(error)), icon=":material/broken_image:")
             return []
         st.session_state[f"{key}.slices"] = cached
     return cached[1]
@@ -81,7 +81,7 @@ def pick_sources(key: str, *, multiple: bool = True, history: bool = False) -> l
     """
     _warm_up()
     _forget_other_readers(key)
-    left, right = st.columns([4, 5], gap="large")
+    left, right = st.columns([5, 6], gap="medium")
     with left:
         _upload(key, multiple)
         if history:
@@ -160,12 +160,12 @@ def _samples(key: str) -> None:
     try:
         thumbnails = {label: _thumbnail(label) for label in CLASS_NAMES}
     except BrainMRIError as error:
-        st.info(str(error), icon=":material/info:")
+        st.info(plain(str(error)), icon=":material/info:")
         return
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, gap="small", key=f"{key}_sample_grid"):
         for label in CLASS_NAMES:
-            with st.container(width=118, gap="xsmall"):
-                st.image(thumbnails[label], width=118, alt=synthetic.sample(label).title)
+            with st.container(width=108, gap="xsmall"):
+                st.image(thumbnails[label], width="stretch", alt=synthetic.sample(label).title)
                 if st.button(
                     CLASS_TITLES[label].split()[0] if label != "notumor" else "No tumour",
                     key=f"{key}.sample.{label}",

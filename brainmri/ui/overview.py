@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from brainmri.types import CLASS_NAMES
-from brainmri.ui.theme import NOTICE, class_title
+from brainmri.ui.theme import NOTICE, class_title, link
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -58,7 +58,7 @@ def show_welcome(user: User) -> None:
             st.subheader(title, anchor=False)
             st.write(text)
             if page:
-                st.page_link(page, label=label, icon=":material/arrow_forward:")
+                link(page, label)
 
 
 def show_scope() -> None:

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 from brainmri.errors import BrainMRIError, BusyError, StorageError
 from brainmri.model import list_models
 from brainmri.pipeline import analyse
 from brainmri.storage import save_record
-from brainmri.types import Analysis, MRISlice
+from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 from brainmri.ui import state
 from brainmri.ui.inputs import Source
 from brainmri.ui.results import (
-    DECISION_TITLES,
     PREVIEW_SIDE,
     SMALL_PREVIEW_SIDE,
     Answer,
     result_table,
     show_answer,
 )
-from brainmri.ui.theme import class_title, research_notice
+from brainmri.ui.theme import class_title, plain, research_notice
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -84,7 +85,13 @@ def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[li
         start, bar = time.monotonic(), None
         for first in range(0, len(todo), _BATCH):
             group = todo[first : first + _BATCH]
-            for source, outcome in zip(group, _answer_group(classifier, group, user, side), strict=True):
+            try:
+                outcomes = _answer_group(classifier, group, user, side)
+            except BusyError as error:  # what was answered before is kept, the rest is for the next run
+                st.warning(plain(str(error)), icon=":material/hourglass_top:")
+                st.button("Try again", icon=":material/refresh:")
+                st.stop()
+            for source, outcome in zip(group, outcomes, strict=True):
                 kept[source.key, model_id] = outcome
             if bar is not None or (len(todo) > _BATCH and time.monotonic() - start > 0.5):
                 done = first + len(group)
@@ -114,15 +121,12 @@ def _answer_group(classifier: Classifier, group: Sequence[Source], user: User, s
             decoded.append(str(error))
     slices = [s for item in decoded if not isinstance(item, str) for s in item]
     small = SMALL_PREVIEW_SIDE if len(slices) > _MANY else side
-    try:
-        # Pass by pass, and at once down to what a page shows: a series of thousands would not fit otherwise.
-        answered = [
-            (Answer.from_analysis(analysis, side=small), replace(analysis, feature_maps=_NO_MAPS))
-            for first in range(0, len(slices), _BATCH)
-            for analysis in analyse(classifier, slices[first : first + _BATCH])
-        ]
-    except BusyError as error:
-        return [str(error)] * len(group)
+    # Pass by pass, and at once down to what a page shows: a series of thousands would not fit otherwise.
+    answered = [
+        (Answer.from_analysis(analysis, side=small), replace(analysis, feature_maps=_NO_MAPS))
+        for first in range(0, len(slices), _BATCH)
+        for analysis in analyse(classifier, slices[first : first + _BATCH])
+    ]
     remaining = iter(answered)
     outcomes: list[list[Answer] | str] = []
     for source, item in zip(group, decoded, strict=True):
@@ -154,26 +158,22 @@ def show_all(answers: Sequence[Answer], errors: dict[str, str]) -> None:
     """One answer in full, or a table of many with the chosen one in full below."""
     if len(answers) + len(errors) == 1:
         for text in errors.values():
-            st.error(text, icon=":material/broken_image:")
+            st.error(plain(text), icon=":material/broken_image:")
         for answer in answers:
             show_answer(answer)
         return
     _summary(answers, errors)
-    table = result_table(answers, errors)
     event = st.dataframe(
-        table,
+        _screen_table(answers, errors),
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
-        column_order=[
-            c for c in ("name", "decision", "label", *_percent_columns(table), "case", "error") if c in table
-        ],
-        column_config=_column_config(table),
-        key=f"predict.table.{len(table)}",
+        column_config=_COLUMNS,
+        key=f"predict.table.{len(answers)}.{len(errors)}",
     )
     st.download_button(
         "Download the table (CSV)",
-        table.to_csv(index=False).encode(),
+        result_table(answers, errors).to_csv(index=False).encode(),
         "predictions.csv",
         "text/csv",
         icon=":material/download:",
@@ -181,19 +181,16 @@ def show_all(answers: Sequence[Answer], errors: dict[str, str]) -> None:
     )
     chosen = event.selection.rows[0] if event.selection.rows else 0
     if chosen < len(answers):
-        st.subheader(answers[chosen].name, anchor=False)
+        st.subheader(plain(answers[chosen].name), anchor=False)
         if not event.selection.rows:
             st.caption("The first of them; choose another row above.")
         show_answer(answers[chosen])
     else:
-        st.error(list(errors.values())[chosen - len(answers)], icon=":material/broken_image:")
+        st.error(plain(list(errors.values())[chosen - len(answers)]), icon=":material/broken_image:")
 
 
 def _summary(answers: Sequence[Answer], errors: dict[str, str]) -> None:
-    counts: dict[str, int] = {}
-    for answer in answers:
-        title = class_title(answer.label) if answer.decision == "class" else DECISION_TITLES[answer.decision]
-        counts[title] = counts.get(title, 0) + 1
+    counts = Counter(answer.title for answer in answers)
     if errors:
         counts["Unreadable"] = len(errors)
     with st.container(horizontal=True, gap="small"):
@@ -201,18 +198,24 @@ def _summary(answers: Sequence[Answer], errors: dict[str, str]) -> None:
             st.metric(title, count, border=True, width=150)
 
 
-def _percent_columns(table) -> list[str]:
-    return [column for column in table if column.startswith("p_")]
+def _screen_table(answers: Sequence[Answer], errors: dict[str, str]) -> pd.DataFrame:
+    rows: list[dict] = []
+    for answer in answers:
+        shown = answer.decision != "rejected"
+        percent = {c: 100 * answer.probabilities[c] if shown else None for c in CLASS_NAMES}
+        rows.append({"name": answer.name, "answer": answer.title, **percent, "case": answer.record_id})
+    rows += [{"name": name, "answer": "Unreadable", "error": text} for name, text in errors.items()]
+    table = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    return table.fillna({"error": ""}) if errors else table
 
 
-def _column_config(table) -> dict:
-    config = {
-        "name": st.column_config.TextColumn("Name", width="medium"),
-        "decision": "Decision",
-        "label": "Class",
-        "case": "Case",
-        "error": st.column_config.TextColumn("Error", width="large"),
-    }
-    for column in _percent_columns(table):
-        config[column] = st.column_config.ProgressColumn(class_title(column[2:]), format="percent", max_value=1.0)
-    return config
+_COLUMNS = {
+    "name": st.column_config.TextColumn("Name"),
+    "answer": st.column_config.TextColumn("Answer"),
+    **{
+        name: st.column_config.ProgressColumn(class_title(name), format="%.1f %%", max_value=100, width=105)
+        for name in CLASS_NAMES
+    },
+    "case": st.column_config.NumberColumn("Case", format="%d", width="small"),
+    "error": st.column_config.TextColumn("Error"),
+}

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from brainmri.imaging import preprocess
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
-from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, research_notice
+from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, link, plain, research_notice
 
 if TYPE_CHECKING:
     from brainmri.storage import Record
@@ -54,6 +54,16 @@ class Answer:
     facts: dict[str, str]
     notes: tuple[str, ...]
     record_id: int | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether it is one of the painted samples."""
+        return any(note.startswith("synthetic") for note in self.notes)
+
+    @property
+    def title(self) -> str:
+        """Class as a reader sees it, or the decision that stands in for one."""
+        return class_title(self.label) if self.label else DECISION_TITLES[self.decision]
 
     @classmethod
     def from_analysis(cls, analysis: Analysis, record_id: int | None = None, *, side: int = PREVIEW_SIDE) -> Answer:
@@ -121,25 +131,27 @@ class Answer:
         }
 
 
-def show_answer(answer: Answer, *, link: bool = True) -> None:
+def show_answer(answer: Answer, *, history_link: bool = True) -> None:
     """Decision, probabilities, the original beside what the network saw, and where the answer comes from."""
-    words, pictures = st.columns([5, 6], gap="large")
+    words, pictures = st.columns([5, 6], gap="medium")
     with words:
         show_decision(answer)
         if answer.decision != "rejected":
             st.altair_chart(probability_chart(answer.probabilities, answer.prediction_set))
-        if answer.notes:
-            st.caption(":material/info: " + "; ".join(answer.notes))
-        if link and answer.record_id is not None:
-            st.page_link(
+        st.caption(
+            f":material/timer: {answer.elapsed_ms:.0f} ms · {answer.facts['Engine']} · {answer.model_id}"
+            + "".join(f"  \n:material/info: {plain(note)}" for note in answer.notes)
+        )
+        if history_link and answer.record_id is not None:
+            link(
                 "pages/main/history.py",
-                label=f"Case {answer.record_id} in History",
-                icon=":material/history:",
-                query_params={"case": str(answer.record_id)},
+                f"Case {answer.record_id} in History",
+                ":material/history:",
+                case=str(answer.record_id),
             )
         research_notice()
     with pictures:
-        left, right = st.columns(2)
+        left, right = st.columns(2, wrap=False)
         left.image(answer.original, caption="Original; the outline is the crop", width="stretch")
         right.image(answer.network_view, caption="What the network saw", width="stretch")
     with st.expander("Details", icon=":material/list_alt:"):
@@ -148,6 +160,8 @@ def show_answer(answer: Answer, *, link: bool = True) -> None:
 
 def show_decision(answer: Answer) -> None:
     """The answer in words. A rejected image gets no class."""
+    if answer.synthetic:
+        st.badge("Synthetic sample, no patient's image", icon=":material/draw:", color="gray")
     if answer.decision == "rejected":
         st.error(
             "**Not recognised as a brain MRI slice**  \nThis image lies further from the training data than the model "
@@ -156,14 +170,14 @@ def show_decision(answer: Answer) -> None:
         )
     elif answer.decision == "undecided":
         st.warning(
-            f"**Undecided**  \nWith 95 % coverage the model cannot narrow it down further than: "
+            "**Undecided**  \nAt 95 % coverage the model cannot narrow it down further than: "
             f"**{class_list(answer.prediction_set)}**. The highest bar is not an answer.",
             icon=":material/help:",
         )
     else:
         label = answer.label or ""
         with st.container(border=True, gap=None):
-            st.markdown(f":small[{answer.name}]" if len(answer.name) < 80 else f":small[{answer.name[:77]}…]")
+            st.caption(plain(answer.name if len(answer.name) < 80 else f"{answer.name[:77]}…"))
             st.header(class_title(label), anchor=False)
             st.markdown(f"Confidence **{answer.probabilities[label]:.1%}**")
             st.caption(f"95 % prediction set: {class_list(answer.prediction_set)}")
@@ -184,7 +198,7 @@ def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[
         x=alt.X(
             "probability:Q",
             scale=alt.Scale(domain=[0, 1.14]),
-            title="Probability",
+            title=None,
             axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
         ),
         tooltip=[alt.Tooltip("class:N", title="Class"), alt.Tooltip("probability:Q", format=".2%")],
@@ -201,7 +215,7 @@ def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[
     )
     # Grey is legible on both themes; the theme's own text colour does not reach text marks.
     text = base.mark_text(align="left", dx=5, fontSize=13, color="#7d8b91").encode(text="text:N")
-    return (bars + text).properties(height=190)
+    return (bars + text).properties(height=170)
 
 
 def result_table(answers: Sequence[Answer], errors: dict[str, str]) -> pd.DataFrame:

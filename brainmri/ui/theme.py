@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
 import streamlit as st
+from streamlit.errors import StreamlitPageNotFoundError
 
 from brainmri.types import CLASS_TITLES
 
@@ -13,6 +15,17 @@ CLASS_COLOURS = {"glioma": "#d1495b", "meningioma": "#c9851b", "notumor": "#2a9d
 """Readable on a light and a dark ground, and apart from each other for colour-blind readers; never the only cue."""
 
 NOTICE = "Research use only. Not a medical device, not a diagnosis."
+
+_LOGO = """
+<svg xmlns="http://www.w3.org/2000/svg" width="150" height="32" viewBox="0 0 150 32">
+  <g fill="none" stroke="#14919b" stroke-width="2.2" stroke-linecap="round">
+    <ellipse cx="16" cy="16" rx="11.5" ry="14"/>
+    <path d="M16 4.5v23M11 9.5c2.6 1 2.6 4 0 5M21 9.5c-2.6 1-2.6 4 0 5"/>
+    <path d="M9.5 20c2-.6 3.6.4 3.8 2.6M22.5 20c-2-.6-3.6.4-3.8 2.6"/>
+  </g>
+  <text x="38" y="22.5" font-family="sans-serif" font-size="18" font-weight="700" fill="#14919b">Brain MRI</text>
+</svg>
+"""
 
 _STYLES = """
 <style>
@@ -23,6 +36,8 @@ _STYLES = """
 @media (max-width: 640px) {
   [data-testid="stMainBlockContainer"] { padding: 3.4rem 0.9rem 2rem; }
   [data-testid="stMain"] h1 { font-size: 1.5rem; }
+  [class*="sample_grid"] > div { width: calc(50% - 0.5rem) !important; flex: none; }
+  [class*="sample_grid"] img { width: 100% !important; }
 }
 </style>
 """
@@ -30,6 +45,7 @@ _STYLES = """
 
 def page_header(title: str, subtitle: str = "") -> None:
     """Title, one line below it and the page's styles; the first call of every page."""
+    st.logo(_LOGO, size="large")
     st.html(_STYLES)
     st.title(title, anchor=False)
     if subtitle:
@@ -39,6 +55,19 @@ def page_header(title: str, subtitle: str = "") -> None:
 def research_notice() -> None:
     """The one sentence that stands beside every answer."""
     st.caption(f":material/science: {NOTICE}")
+
+
+def link(page: str, label: str, icon: str = ":material/arrow_forward:", **query_params: str) -> None:
+    """Link to a page; plain words where the reader's role does not open it."""
+    try:
+        st.page_link(page, label=label, icon=icon, query_params=query_params or None)
+    except StreamlitPageNotFoundError:
+        st.caption(f"{icon} {label}")
+
+
+def plain(text: str) -> str:
+    """Text from outside (a file's name, an error that quotes it) as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+.!~|<>:$-])", r"\\\1", text)
 
 
 def class_title(label: str | None) -> str:

@@ -4,8 +4,8 @@ from brainmri.model import read_card
 from brainmri.ui import overview, state
 from brainmri.ui.theme import page_header
 
-page_header("Brain MRI classifier", "A VGG16 that sorts single brain-MRI slices, and shows what it looked at.")
 user = state.current_user()
+page_header("Brain MRI classifier", "A VGG16 that sorts single brain-MRI slices, and shows what it looked at.")
 state.classifier_ready()  # starts loading the model, so that it is there when the reader gets to Predict
 overview.show_welcome(user)
 overview.show_scope()

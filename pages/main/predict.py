@@ -6,8 +6,8 @@ from brainmri.ui import predict, state
 from brainmri.ui.inputs import clear_sources, pick_sources
 from brainmri.ui.theme import page_header
 
-page_header("Predict", "Sort brain-MRI slices into glioma, meningioma, pituitary tumour or no tumour.")
 user = state.current_user()
+page_header("Predict", "Sort brain-MRI slices into glioma, meningioma, pituitary tumour or no tumour.")
 if user.id is None:
     st.info(
         "Guest session: nothing you choose here is stored. Sign in to keep cases.", icon=":material/visibility_off:"
