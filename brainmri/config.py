@@ -55,6 +55,7 @@ class AccountSettings(_Section):
     cookie_name: str = Field(default="brainmri", min_length=1)
     cookie_days: PositiveFloat = 7
     key_file: Path = Path("data/cookie.key")
+    admin_sees_images: bool = False
 
 
 class DicomSettings(_Section):

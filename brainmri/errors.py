@@ -47,3 +47,7 @@ class StorageError(BrainMRIError):
 
 class BusyError(BrainMRIError):
     """The prediction queue is full; the same request may succeed in a moment."""
+
+
+class ReportError(BrainMRIError):
+    """A report that cannot be issued, signed or verified."""

@@ -29,6 +29,7 @@ MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 MIGRATION_LOCK = 0x627261696E  # "brain": advisory lock of PostgreSQL, held while one process migrates
 BUSY_SECONDS = 30
 STALE_FILE_SECONDS = 3600
+_PNG = b"\x89PNG"
 
 
 class UtcDateTime(sa.TypeDecorator):
@@ -178,6 +179,18 @@ def _refuse_update(_mapper: Any, _connection: Any, record: Record) -> None:
     raise StorageError(f"record {record.id} is an answer as it was given and cannot be changed; save a new one")
 
 
+class DeletionRow(Base):
+    """What is left of something deleted: that it was, when and by whom. Never what it held."""
+
+    __tablename__ = "deletions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    user_id: Mapped[int | None]  # no foreign key: the line outlives the account
+    username: Mapped[str] = mapped_column(sa.String(64))
+    what: Mapped[str] = mapped_column(sa.String(200))  # "case 12", "patient 3: 2 studies, 24 cases, 1 report"
+
+
 class Database:
     """A database brought up to the newest schema. Safe to share between threads.
 
@@ -224,12 +237,20 @@ class Database:
         self.engine.dispose()
 
 
+def lock(session: Session, name: str) -> None:
+    """Until the transaction ends, keep out others who lock the same name.
+
+    PostgreSQL lets writers work side by side; SQLite has one at a time anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        session.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-    except sa.exc.IntegrityError:
-        raise
     except sa.exc.SQLAlchemyError as error:
         raise StorageError(f"the database refused: {_one_line(error)}; nothing was changed") from error
 
@@ -253,6 +274,7 @@ def _make_engine(url: sa.URL) -> sa.Engine:
         # The driver must not begin transactions behind SQLAlchemy's back: DDL would escape them.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten, not just unlinked
         for attempt in range(100):  # switching to WAL does not wait for other processes by itself
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -316,10 +338,11 @@ def save_record(
     """
     if user.id is None:
         raise PermissionDeniedError("a guest stores nothing; sign in to keep cases")
-    if content is None:
-        content = _as_png(analysis.slice)
     mri_slice = analysis.slice
-    name = mri_slice.name.strip()[:255] or "unnamed"
+    content = mri_slice.content or content  # what the DICOM reader says may be kept, never the upload itself
+    if content is None:
+        content = _as_png(mri_slice)
+    name = _printable(mri_slice.name)
     if preprocessing is None:
         from brainmri import imaging
 
@@ -358,7 +381,7 @@ def save_record(
     )
     folder = settings.uploads.directory
     with _stored_file(folder, record.file_sha256, content) as publish, database.write() as session:
-        _lock_file(session, record.file_sha256)
+        lock(session, record.file_sha256)
         session.add(record)
         session.flush()
         publish()  # inside the transaction: no commit without the file, no file without the commit
@@ -397,7 +420,7 @@ def find_records(
     RecordPage
         The page and how many records match altogether.
     """
-    conditions = [_visible(user)]
+    conditions = [visible_to(user)]
     if text.strip():
         conditions.append(Record.name_key.contains(_name_key(text.strip()), autoescape=True))
     for column, values in ((Record.label, labels), (Record.decision, decisions), (Record.model_id, model_ids)):
@@ -435,7 +458,7 @@ class RecordPage:
 def used_model_ids(database: Database, user: User) -> list[str]:
     """Models that answered any record this user may see, sorted."""
     with database.read() as session:
-        return sorted(session.scalars(sa.select(Record.model_id).where(_visible(user)).distinct()))
+        return sorted(session.scalars(sa.select(Record.model_id).where(visible_to(user)).distinct()))
 
 
 def open_record(database: Database, user: User, record_id: int) -> Record:
@@ -447,7 +470,7 @@ def open_record(database: Database, user: User, record_id: int) -> Record:
         There is none with this number, or this user may not see it (the two are not told apart).
     """
     with database.read() as session:
-        record = session.scalar(sa.select(Record).where(Record.id == record_id, _visible(user)))
+        record = session.scalar(sa.select(Record).where(Record.id == record_id, visible_to(user)))
     if record is None:
         raise StorageError(f"there is no case {record_id} among yours; choose one in History")
     return record
@@ -464,10 +487,11 @@ def delete_record(database: Database, settings: Settings, user: User, record_id:
     path, trash = None, None
     try:
         with database.write() as session:
-            record = session.scalar(sa.select(Record).where(Record.id == record_id, _visible(user)))
-            if record is None:
+            record = session.scalar(sa.select(Record).where(Record.id == record_id, visible_to(user)))
+            if record is None or not may_delete(user, record):
                 raise StorageError(f"there is no case {record_id} among yours; nothing was deleted")
-            _lock_file(session, record.file_sha256)
+            session.add(DeletionRow(user_id=user.id, username=user.username, what=f"case {record_id}"))
+            lock(session, record.file_sha256)
             session.delete(record)
             session.flush()
             if not session.scalar(sa.select(sa.exists().where(Record.file_sha256 == record.file_sha256))):
@@ -512,16 +536,17 @@ def load_slice(settings: Settings, record: Record) -> MRISlice:
     StorageError
         The file is missing or changed.
     """
-    from brainmri.imaging import decode_image
+    from brainmri import dicom, imaging
 
     content = read_file(settings, record)
-    if record.source_format == "DICOM" and not content.startswith(b"\x89PNG"):
-        from brainmri.pipeline import read_slices  # type: ignore[attr-defined]
-
-        slices = read_slices(content, record.name, settings)
+    if record.source_format == "DICOM" and not content.startswith(_PNG):
+        slices = dicom.read_slices(content, record.name, settings, insist=True)  # it was accepted when it was kept
         decoded = next((s for s in slices if s.frame == record.frame), slices[0])
     else:
-        decoded = decode_image(content, record.name)
+        # What was accepted once stays readable, whatever the limits for uploads are now.
+        decoded = imaging.decode_image(
+            content, record.name, max_pixels=record.height * record.width, max_size_bytes=len(content)
+        )
     notes = tuple(record.notes)
     if _pixels_sha256(decoded) != record.pixels_sha256:
         notes += ("The image decodes differently today from when it was answered; the answer shown is the old one.",)
@@ -538,13 +563,30 @@ def load_slice(settings: Settings, record: Record) -> MRISlice:
     )
 
 
-def _visible(user: User) -> sa.ColumnElement[bool]:
-    """Which records a user may see: own ones, an administrator all, a guest none."""
+def visible_to(user: User) -> sa.ColumnElement[bool]:
+    """Which records a user may see: own ones, a radiologist and an administrator all, a guest none."""
     if user.id is None:
         return sa.false()
-    if user.role == "admin":
+    if user.role in ("admin", "radiologist"):
         return sa.true()
     return Record.user_id == user.id
+
+
+def may_see_images(settings: Settings, user: User, record: Record) -> bool:
+    """Whether a user who sees a record sees its image too: an administrator only own ones, unless configured."""
+    if user.id is None:
+        return False
+    return record.user_id == user.id or user.role != "admin" or settings.accounts.admin_sees_images
+
+
+def may_delete(user: User, record: Record) -> bool:
+    """Own records, and an administrator any."""
+    return user.id is not None and (record.user_id == user.id or user.role == "admin")
+
+
+def _printable(name: str) -> str:
+    """A client's file name fit for a screen and any database: no control characters, no broken Unicode."""
+    return "".join(c if c.isprintable() else " " for c in name).strip()[:255] or "unnamed"
 
 
 def _name_key(text: str) -> str:
@@ -565,13 +607,6 @@ def _as_png(mri_slice: MRISlice) -> bytes:
 
 
 # --- image files -------------------------------------------------------------------------------------------------
-
-
-def _lock_file(session: Session, sha256: str) -> None:
-    """Keep others from storing or deleting the same file until this transaction ends (SQLite has one writer anyway)."""
-    if session.get_bind().dialect.name == "postgresql":
-        key = int.from_bytes(bytes.fromhex(sha256[:16]), "big", signed=True)
-        session.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
 @contextmanager
@@ -636,7 +671,7 @@ def sweep_uploads(database: Database, settings: Settings) -> int:
                 continue
             final = folder / path.name.split(".")[0]
             with database.write() as session:
-                _lock_file(session, final.name)
+                lock(session, final.name)
                 needed = session.scalar(sa.select(sa.exists().where(Record.file_sha256 == final.name)))
                 if path.suffix == ".deleted" and needed and not final.exists():
                     os.replace(path, final)

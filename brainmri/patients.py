@@ -1,0 +1,581 @@
+"""Patients, their studies and what was said about them over time: kept, searched, edited, handed out, deleted.
+
+Answers (`storage.Record`) never change; a patient only gathers them. Every edit keeps what was there before.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import secrets
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from brainmri.config import Settings
+from brainmri.errors import BrainMRIError, PermissionDeniedError, StorageError
+from brainmri.storage import (
+    Base,
+    Database,
+    DeletionRow,
+    Record,
+    UtcDateTime,
+    delete_record,
+    load_slice,
+    may_delete,
+    may_see_images,
+    utc_now,
+    visible_to,
+)
+from brainmri.types import CLASS_NAMES, CLASS_TITLES
+
+if TYPE_CHECKING:
+    from brainmri.accounts import User
+
+SEXES = {"": "not given", "F": "female", "M": "male", "O": "other"}
+VERDICTS = {**CLASS_TITLES, "other": "Something else", "unsure": "Cannot tell"}
+"""What a reader can say about a slice: a class, or neither."""
+
+
+class Patient(Base):
+    """A person, pseudonymous unless somebody writes a name."""
+
+    __tablename__ = "patients"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    pseudonym: Mapped[str] = mapped_column(sa.String(64), unique=True)  # P-XXXXXXXX
+    name: Mapped[str] = mapped_column(sa.String(200), default="")
+    birth_date: Mapped[date | None]
+    sex: Mapped[str] = mapped_column(sa.String(10), default="")  # F, M, O or empty, as DICOM (0010,0040)
+    search_key: Mapped[str] = mapped_column(sa.String(300), default="")  # case-folded pseudonym and name
+
+    @property
+    def title(self) -> str:
+        """Name where there is one, and the pseudonym."""
+        return f"{self.name} ({self.pseudonym})" if self.name else self.pseudonym
+
+
+class Study(Base):
+    """One visit to the scanner."""
+
+    __tablename__ = "studies"
+    __table_args__ = (sa.UniqueConstraint("patient_id", "study_uid", name="uq_studies_patient_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    patient_id: Mapped[int] = mapped_column(sa.ForeignKey("patients.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    study_uid: Mapped[str | None] = mapped_column(sa.String(64))  # (0020,000D) UI, as de-identified
+    title: Mapped[str] = mapped_column(sa.String(200), default="")
+
+
+class StudyRecord(Base):
+    """Which study a record belongs to, and where in its series."""
+
+    __tablename__ = "study_records"
+
+    record_id: Mapped[int] = mapped_column(sa.ForeignKey("records.id", ondelete="CASCADE"), primary_key=True)
+    study_id: Mapped[int] = mapped_column(sa.ForeignKey("studies.id", ondelete="CASCADE"), index=True)
+    series_uid: Mapped[str | None] = mapped_column(sa.String(64))  # (0020,000E) UI, as de-identified
+    series_index: Mapped[int | None]  # from 1, in anatomical order
+    series_length: Mapped[int | None]
+    position_mm: Mapped[float | None] = mapped_column(sa.Double)
+
+
+class Verdict(Base):
+    """What a reader says about a slice. A new one does not replace the old one in the table, only on the page."""
+
+    __tablename__ = "verdicts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    record_id: Mapped[int] = mapped_column(sa.ForeignKey("records.id", ondelete="CASCADE"), index=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    verdict: Mapped[str] = mapped_column(sa.String(40))  # key of VERDICTS
+    note: Mapped[str] = mapped_column(sa.Text, default="")
+
+
+class Edit(Base):
+    """Who changed what of a patient, when, and what was there before."""
+
+    __tablename__ = "edits"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    patient_id: Mapped[int] = mapped_column(sa.ForeignKey("patients.id", ondelete="CASCADE"), index=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    username: Mapped[str] = mapped_column(sa.String(64))
+    what: Mapped[str] = mapped_column(sa.String(100))
+    before: Mapped[str] = mapped_column(sa.Text)
+    after: Mapped[str] = mapped_column(sa.Text)
+
+
+@dataclass(frozen=True)
+class PatientSummary:
+    """A line of the list of patients."""
+
+    patient: Patient
+    n_studies: int
+    n_records: int
+    last_at: datetime | None
+
+
+@dataclass(frozen=True)
+class PatientPage:
+    """Patients, those with the newest cases first, and how many match altogether."""
+
+    patients: list[PatientSummary]
+    total: int
+
+
+@dataclass(frozen=True)
+class TimelineEntry:
+    """One answer on a patient's timeline with the study it belongs to and what readers said, newest first."""
+
+    record: Record
+    study: Study
+    place: StudyRecord
+    verdicts: tuple[tuple[Verdict, str], ...]
+
+
+def create_patient(
+    database: Database,
+    user: User,
+    *,
+    pseudonym: str = "",
+    name: str = "",
+    birth_date: date | None = None,
+    sex: str = "",
+) -> Patient:
+    """Make a patient; without a pseudonym a random one is given.
+
+    Raises
+    ------
+    PermissionDeniedError
+        A guest.
+    StorageError
+        The pseudonym is taken, or a value is not allowed.
+    """
+    if user.id is None:
+        raise PermissionDeniedError("a guest stores nothing; sign in to keep patients")
+    pseudonym = _checked_pseudonym(pseudonym or f"P-{secrets.token_hex(4).upper()}")
+    values = _checked(name=name, birth_date=birth_date, sex=sex)
+    patient = Patient(user_id=user.id, pseudonym=pseudonym, **values, search_key=_search_key(pseudonym, name))
+    with database.write() as session:
+        if session.scalar(sa.select(sa.exists().where(Patient.pseudonym == pseudonym))):
+            raise StorageError(f"there is a patient {pseudonym} already; choose another id")
+        session.add(patient)
+    return patient
+
+
+def find_patients(
+    database: Database,
+    user: User,
+    *,
+    text: str = "",
+    sexes: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    offset: int = 0,
+    limit: int = 25,
+) -> PatientPage:
+    """One page of the patients that a user may see.
+
+    Parameters
+    ----------
+    text : str
+        Part of the pseudonym or name, in any case and alphabet.
+    sexes, labels : sequence of str
+        Any of these; a label means that one of the patient's answers says so. Empty means all.
+    """
+    conditions = [_visible_patients(user)]
+    if text.strip():
+        conditions.append(Patient.search_key.contains(text.strip().casefold(), autoescape=True))
+    if sexes:
+        conditions.append(Patient.sex.in_(sexes))
+    if labels:
+        conditions.append(Patient.id.in_(_patients_with(Record.label.in_(labels), visible_to(user))))
+    with database.read() as session:
+        total = session.scalar(sa.select(sa.func.count()).select_from(Patient).where(*conditions)) or 0
+        last = sa.func.max(Record.created_at)
+        rows = session.execute(
+            sa.select(Patient, sa.func.count(Study.id.distinct()), sa.func.count(Record.id), last)
+            .outerjoin(Study, Study.patient_id == Patient.id)
+            .outerjoin(StudyRecord, StudyRecord.study_id == Study.id)
+            .outerjoin(Record, sa.and_(Record.id == StudyRecord.record_id, visible_to(user)))
+            .where(*conditions)
+            .group_by(Patient.id)
+            .order_by(sa.func.coalesce(last, Patient.created_at).desc(), Patient.id.desc())
+            .offset(offset)
+            .limit(limit)
+        ).all()
+    return PatientPage([PatientSummary(p, studies, records, at) for p, studies, records, at in rows], total)
+
+
+def open_patient(database: Database, user: User, patient_id: int) -> Patient:
+    """One patient.
+
+    Raises
+    ------
+    StorageError
+        None with this number, or not this user's to see (the two are not told apart).
+    """
+    with database.read() as session:
+        return _patient(session, user, patient_id)
+
+
+def edit_patient(database: Database, user: User, patient_id: int, **changes: str | date | None) -> Patient:
+    """Change ``pseudonym``, ``name``, ``birth_date`` or ``sex``; what was there is kept as an `Edit` for each.
+
+    Raises
+    ------
+    StorageError
+        No such patient, or a value that is not allowed; nothing was changed.
+    """
+    unknown = set(changes) - {"pseudonym", "name", "birth_date", "sex"}
+    if unknown:
+        raise StorageError(f"a patient has no {', '.join(sorted(unknown))}; it has pseudonym, name, birth_date, sex")
+    with database.write() as session:
+        patient = _patient(session, user, patient_id)
+        if "pseudonym" in changes:
+            changes["pseudonym"] = _checked_pseudonym(str(changes["pseudonym"]))
+            taken = sa.exists().where(Patient.pseudonym == changes["pseudonym"], Patient.id != patient.id)
+            if session.scalar(sa.select(taken)):
+                raise StorageError(f"there is a patient {changes['pseudonym']} already; choose another id")
+        _checked(**{k: v for k, v in changes.items() if k != "pseudonym"})
+        for field, after in changes.items():
+            before = getattr(patient, field)
+            if before != after:
+                _keep_edit(session, user, patient_id, field.replace("_", " "), before, after)
+                setattr(patient, field, after)
+        patient.search_key = _search_key(patient.pseudonym, patient.name)
+    return patient
+
+
+def edits_of(database: Database, user: User, patient_id: int) -> list[Edit]:
+    """What was changed of a patient, newest first."""
+    with database.read() as session:
+        _patient(session, user, patient_id)
+        return list(session.scalars(sa.select(Edit).where(Edit.patient_id == patient_id).order_by(Edit.id.desc())))
+
+
+def patient_for_pseudonym(database: Database, user: User, pseudonym: str) -> Patient:
+    """Patient of a de-identified study: the one with this pseudonym, made at first sight."""
+    with database.read() as session:
+        found = session.scalar(sa.select(Patient).where(Patient.pseudonym == pseudonym))
+    return found or create_patient(database, user, pseudonym=pseudonym)
+
+
+def file_records(
+    database: Database,
+    user: User,
+    patient_id: int,
+    records: Sequence[Record],
+    *,
+    study_uid: str | None = None,
+    series_uid: str | None = None,
+    title: str = "",
+    positions_mm: Sequence[float | None] = (),
+) -> Study:
+    """Put records into a patient's study, in the order of their series; the study is made at first need.
+
+    A record that lay in another study moves, and the move is kept as an edit of both patients.
+
+    Raises
+    ------
+    StorageError
+        A record that this user may not see.
+    """
+    with database.write() as session:
+        study = None
+        if study_uid:
+            study = session.scalar(sa.select(Study).where(Study.patient_id == patient_id, Study.study_uid == study_uid))
+        if study is None:
+            study = Study(patient_id=patient_id, study_uid=study_uid or None, title=title[:200])
+            session.add(study)
+            session.flush()
+        for i, record in enumerate(records):
+            if not session.scalar(sa.select(sa.exists().where(Record.id == record.id, visible_to(user)))):
+                raise StorageError(f"there is no case {record.id} among yours; nothing was filed")
+            old = session.get(StudyRecord, record.id)
+            if old is not None:
+                before = session.get(Study, old.study_id)
+                if before is not None and before.patient_id != patient_id:
+                    _keep_edit(session, user, before.patient_id, f"case {record.id}", "here", "filed elsewhere")
+                    _keep_edit(session, user, patient_id, f"case {record.id}", "filed elsewhere", "here")
+                session.delete(old)
+                session.flush()
+            session.add(
+                StudyRecord(
+                    record_id=record.id,
+                    study_id=study.id,
+                    series_uid=series_uid,
+                    series_index=i + 1 if len(records) > 1 else None,
+                    series_length=len(records) if len(records) > 1 else None,
+                    position_mm=positions_mm[i] if i < len(positions_mm) else None,
+                )
+            )
+    return study
+
+
+def patient_of(database: Database, user: User, record_id: int) -> tuple[Patient, Study, StudyRecord] | None:
+    """Whom a record belongs to, or None where it is filed nowhere that this user may see."""
+    with database.read() as session:
+        row = session.execute(
+            sa.select(Patient, Study, StudyRecord)
+            .join(Study, Study.patient_id == Patient.id)
+            .join(StudyRecord, StudyRecord.study_id == Study.id)
+            .join(Record, Record.id == StudyRecord.record_id)
+            .where(Record.id == record_id, visible_to(user))
+        ).first()
+    return None if row is None else (row[0], row[1], row[2])
+
+
+def timeline(database: Database, user: User, patient_id: int) -> list[TimelineEntry]:
+    """All answers of a patient that this user may see: newest study first, inside it in series order."""
+    from brainmri.storage import UserRow
+
+    with database.read() as session:
+        _patient(session, user, patient_id)
+        rows = session.execute(
+            sa.select(Record, Study, StudyRecord)
+            .join(StudyRecord, StudyRecord.record_id == Record.id)
+            .join(Study, Study.id == StudyRecord.study_id)
+            .where(Study.patient_id == patient_id, visible_to(user))
+            .order_by(Study.created_at.desc(), Study.id.desc(), StudyRecord.series_index, Record.id)
+        ).all()
+        said: dict[int, list[tuple[Verdict, str]]] = {}
+        query = (
+            sa.select(Verdict, UserRow.name)
+            .join(UserRow, UserRow.id == Verdict.user_id)
+            .join(StudyRecord, StudyRecord.record_id == Verdict.record_id)
+            .join(Study, Study.id == StudyRecord.study_id)
+            .where(Study.patient_id == patient_id)
+            .order_by(Verdict.id.desc())
+        )
+        for verdict, who in session.execute(query):
+            said.setdefault(verdict.record_id, []).append((verdict, who))
+    return [TimelineEntry(r, s, place, tuple(said.get(r.id, ()))) for r, s, place in rows]
+
+
+def add_verdict(database: Database, user: User, record_id: int, verdict: str, note: str = "") -> Verdict:
+    """Say something about a slice. Earlier verdicts stay.
+
+    Raises
+    ------
+    PermissionDeniedError, StorageError
+        A guest; no such record among those the user sees; an unknown verdict.
+    """
+    if user.id is None:
+        raise PermissionDeniedError("a guest stores nothing; sign in to keep verdicts")
+    if verdict not in VERDICTS:
+        raise StorageError(f"{verdict!r} is no verdict; expected one of {', '.join(VERDICTS)}")
+    row = Verdict(record_id=record_id, user_id=user.id, verdict=verdict, note=note.strip()[:10_000])
+    with database.write() as session:
+        if not session.scalar(sa.select(sa.exists().where(Record.id == record_id, visible_to(user)))):
+            raise StorageError(f"there is no case {record_id} among yours; choose one in History")
+        session.add(row)
+    return row
+
+
+def verdicts_of(database: Database, user: User, record_id: int) -> list[tuple[Verdict, str]]:
+    """What was said about a record and by whom, newest first."""
+    from brainmri.storage import UserRow
+
+    with database.read() as session:
+        query = (
+            sa.select(Verdict, UserRow.name)
+            .join(UserRow, UserRow.id == Verdict.user_id)
+            .join(Record, Record.id == Verdict.record_id)
+            .where(Verdict.record_id == record_id, visible_to(user))
+            .order_by(Verdict.id.desc())
+        )
+        return [(verdict, who) for verdict, who in session.execute(query)]
+
+
+def export_patient(database: Database, settings: Settings, user: User, patient_id: int) -> bytes:
+    """Pack everything about one patient that this user may see.
+
+    Returns
+    -------
+    bytes
+        A zip: ``patient.csv``, ``records.csv``, ``verdicts.csv``, ``edits.csv``, ``images/`` (PNG of every slice),
+        ``reports/`` (PDF as issued) and ``summary.pdf`` (the timeline).
+
+    Raises
+    ------
+    PermissionDeniedError
+        The user sees the patient but not the images.
+    """
+    from brainmri import report
+    from brainmri.report_pdf import render_summary
+
+    patient = open_patient(database, user, patient_id)
+    entries = timeline(database, user, patient_id)
+    if not all(may_see_images(settings, user, entry.record) for entry in entries):
+        raise PermissionDeniedError("an administrator does not see other users' images; a radiologist can export them")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "patient.csv",
+            _csv(
+                ["pseudonym", "name", "birth_date", "sex", "created_at"],
+                [[patient.pseudonym, patient.name, patient.birth_date or "", patient.sex, patient.created_at]],
+            ),
+        )
+        columns = ["record", "study", "study_uid", "series_uid", "series_index", "position_mm", "created_at", "name"]
+        columns += ["decision", "label", "prediction_set", *(f"p_{c}" for c in CLASS_NAMES), "ood_score"]
+        columns += ["model_id", "weights_sha256", "engine", "precision", "sop_instance_uid", "frame", "image"]
+        rows = []
+        for entry in entries:
+            r, place = entry.record, entry.place
+            picture = f"images/{r.id:06d}.png"
+            try:
+                archive.writestr(picture, _png(load_slice(settings, r).pixels))
+            except BrainMRIError as error:
+                picture = f"not readable: {error}"
+            where = [entry.study.id, entry.study.study_uid, place.series_uid, place.series_index, place.position_mm]
+            answer = [
+                r.decision,
+                r.label,
+                " ".join(r.prediction_set),
+                *(r.probabilities[c] for c in CLASS_NAMES),
+            ]
+            source = [r.model_id, r.weights_sha256, r.engine, r.precision, r.sop_instance_uid, r.frame, picture]
+            rows.append([r.id, *where, r.created_at, r.name, *answer, r.ood_score, *source])
+        archive.writestr("records.csv", _csv(columns, rows))
+        said = [[v.record_id, v.created_at, who, v.verdict, v.note] for e in entries for v, who in e.verdicts]
+        archive.writestr("verdicts.csv", _csv(["record", "at", "reader", "verdict", "note"], said))
+        edits = [[e.at, e.username, e.what, e.before, e.after] for e in edits_of(database, user, patient_id)]
+        archive.writestr("edits.csv", _csv(["at", "user", "what", "before", "after"], edits))
+        for issued in report.reports_of_patient(database, user, patient_id):
+            archive.writestr(f"reports/{issued.file_name}", report.read_pdf(database, settings, user, issued.id))
+        archive.writestr("summary.pdf", render_summary(patient, entries))
+    return buffer.getvalue()
+
+
+def delete_patient(database: Database, settings: Settings, user: User, patient_id: int) -> str:
+    """Delete a patient with all studies, cases, image files, verdicts, edits and reports; one line stays.
+
+    Returns
+    -------
+    str
+        That line.
+
+    Raises
+    ------
+    PermissionDeniedError
+        Some of the cases belong to somebody else (only an administrator deletes those).
+    StorageError
+        No such patient.
+    """
+    with database.read() as session:
+        patient = _patient(session, user, patient_id)
+        records = list(
+            session.scalars(
+                sa.select(Record)
+                .join(StudyRecord, StudyRecord.record_id == Record.id)
+                .join(Study, Study.id == StudyRecord.study_id)
+                .where(Study.patient_id == patient_id)
+            )
+        )
+        n_studies = session.scalar(sa.select(sa.func.count()).select_from(Study).where(Study.patient_id == patient_id))
+    own = patient.user_id == user.id or user.role == "admin"
+    if not own or not all(may_delete(user, record) for record in records):
+        raise PermissionDeniedError("this patient has cases of other users; ask an administrator to delete it")
+    for record in records:
+        delete_record(database, settings, user, record.id)
+    line = f"patient {patient_id}: {n_studies} studies, {len(records)} cases"
+    with database.write() as session:
+        session.execute(sa.delete(Patient).where(Patient.id == patient_id))
+        session.add(DeletionRow(user_id=user.id, username=user.username, what=line))
+    if database.engine.dialect.name == "sqlite":  # or the journal would still hold what was deleted
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    return line
+
+
+def deletions(database: Database, user: User, limit: int = 100) -> list[DeletionRow]:
+    """Lines left by deletions, newest first: a user's own, an administrator's all."""
+    query = sa.select(DeletionRow).order_by(DeletionRow.id.desc()).limit(limit)
+    if user.role != "admin":
+        query = query.where(DeletionRow.user_id == user.id)
+    with database.read() as session:
+        return list(session.scalars(query))
+
+
+def _patient(session: Session, user: User, patient_id: int) -> Patient:
+    patient = session.scalar(sa.select(Patient).where(Patient.id == patient_id, _visible_patients(user)))
+    if patient is None:
+        raise StorageError(f"there is no patient {patient_id} among yours; choose one in Patients")
+    return patient
+
+
+def _visible_patients(user: User) -> sa.ColumnElement[bool]:
+    """A reader's own and those with a case of theirs; a radiologist and an administrator see all."""
+    if user.id is None:
+        return sa.false()
+    if user.role in ("admin", "radiologist"):
+        return sa.true()
+    return sa.or_(Patient.user_id == user.id, Patient.id.in_(_patients_with(Record.user_id == user.id)))
+
+
+def _patients_with(*conditions: sa.ColumnElement[bool]) -> sa.Select:
+    return (
+        sa.select(Study.patient_id)
+        .join(StudyRecord, StudyRecord.study_id == Study.id)
+        .join(Record, Record.id == StudyRecord.record_id)
+        .where(*conditions)
+    )
+
+
+def _keep_edit(session: Session, user: User, patient_id: int, what: str, before: object, after: object) -> None:
+    texts = ("" if value is None else str(value) for value in (before, after))
+    session.add(Edit(patient_id=patient_id, username=user.username, what=what, before=next(texts), after=next(texts)))
+
+
+def _checked_pseudonym(pseudonym: str) -> str:
+    pseudonym = pseudonym.strip()
+    if not 1 <= len(pseudonym) <= 64 or not pseudonym.isprintable():
+        raise StorageError(f"{pseudonym[:70]!r} is no patient id; expected 1 to 64 printable characters")
+    return pseudonym
+
+
+def _checked(**values: object) -> dict:
+    name, birth_date, sex = values.get("name", ""), values.get("birth_date"), values.get("sex", "")
+    if not isinstance(name, str) or len(name) > 200 or not name.isprintable():
+        raise StorageError("a name has at most 200 printable characters on one line")
+    if birth_date is not None and (
+        not isinstance(birth_date, date) or not date(1880, 1, 1) <= birth_date <= date.today()
+    ):
+        raise StorageError(f"{birth_date} is no birth date; expected one from 1880 until today")
+    if sex not in SEXES:
+        raise StorageError(f"{sex!r} is not one of F, M, O or nothing")
+    return values
+
+
+def _search_key(pseudonym: str, name: str) -> str:
+    return f"{pseudonym} {name}".casefold()[:300]
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """CSV that a spreadsheet shows as text: a cell that would start a formula gets an apostrophe."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(header)
+    for row in rows:
+        cells = ("" if v is None else v.isoformat() if isinstance(v, date) else v for v in row)
+        writer.writerow([f"'{c}" if isinstance(c, str) and c[:1] in tuple("=+-@\t\r") and c else c for c in cells])
+    return "\ufeff" + buffer.getvalue()
+
+
+def _png(pixels) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
