@@ -21,7 +21,11 @@ PAGES = {
         ("main/history.py", "History", ":material/history:", "history", SIGNED_IN),
     ],
     "Explore": [],
-    "Clinical": [],
+    "Clinical": [
+        ("clinical/series.py", "Series viewer", ":material/view_in_ar:", "series", EVERYONE),
+        ("clinical/patients.py", "Patients", ":material/personal_injury:", "patients", SIGNED_IN),
+        ("clinical/reports.py", "Reports", ":material/description:", "reports", SIGNED_IN),
+    ],
     "Settings": [
         ("settings/account.py", "Account", ":material/person:", "account", SIGNED_IN),
         ("settings/users.py", "Users", ":material/group:", "users", ("admin",)),

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from brainmri.errors import AccountError, PermissionDeniedError, StorageError
-from brainmri.storage import Database, FailureRow, InviteRow, Record, SessionRow, UserRow, utc_now
+from brainmri.storage import Database, FailureRow, InviteRow, Record, SessionRow, UserRow, lock, utc_now
 
 ROLES = ("reader", "radiologist", "admin")
 MIN_PASSWORD_CHARACTERS = 10
@@ -173,6 +173,11 @@ def cookie_key(path: Path) -> str:
     return key
 
 
+def one_time_password() -> str:
+    """A random password of 80 bits that can be read out over a telephone."""
+    return _new_code()
+
+
 def _new_code() -> str:
     return "-".join("".join(secrets.choice(_CODE_ALPHABET) for _ in range(4)) for _ in range(4))  # 80 bits
 
@@ -223,10 +228,13 @@ def sign_up(
     check_password_rules(password, fields["username"])
     password_hash = _hash(password)  # a quarter of a second: before the database is locked
     with database.write() as session:
+        lock(session, "administrators")
+        invite = _usable_invite(session, policy, code) if code else None  # others may have been faster
         row = _insert_user(session, UserRow(**fields, password_hash=password_hash, role=role))
-        if code:
-            invite = _usable_invite(session, policy, code)
+        if invite:
             invite.used_by, invite.used_at = row.id, utc_now()
+            if _is_setup(invite):
+                session.execute(sa.delete(InviteRow).where(InviteRow.note == SETUP_NOTE, InviteRow.used_by.is_(None)))
         return _user(row)
 
 
@@ -328,6 +336,7 @@ def sign_in(database: Database, username: str, password: str, *, days: float, cl
 def _verify(database: Database, username: str, password: str) -> UserRow | None:
     """The account, or None for a wrong password. An attempt is counted before it is made, so that parallel ones are."""
     with database.write() as session:
+        lock(session, f"sign-in {username}")
         now = utc_now()
         session.execute(sa.delete(FailureRow).where(FailureRow.last_attempt_at < now - FORGET_FAILURES))
         failures = session.get(FailureRow, username) or FailureRow(username=username, attempts=0)
@@ -363,7 +372,14 @@ def start_session(database: Database, user_id: int, *, days: float, client: str 
         session.execute(sa.delete(SessionRow).where(SessionRow.expires_at < now))
         expires_at = now + timedelta(days=days)
         session.add(
-            SessionRow(id_sha256=_sha256(session_id), user_id=user_id, expires_at=expires_at, client=client[:200])
+            SessionRow(
+                id_sha256=_sha256(session_id),
+                user_id=user_id,
+                created_at=now,
+                last_seen_at=now,
+                expires_at=expires_at,
+                client=client[:200],
+            )
         )
         session.execute(sa.update(UserRow).where(UserRow.id == user_id).values(last_sign_in_at=now))
     return session_id
@@ -430,6 +446,18 @@ def session_key(session_id: str) -> str:
 # --- changing accounts -------------------------------------------------------------------------------------------
 
 
+def confirm_password(database: Database, user: User, password: str) -> None:
+    """Make sure that whoever signs is the one who is signed in.
+
+    Raises
+    ------
+    AccountError
+        The password is wrong; counted like a failed sign-in.
+    """
+    if _verify(database, user.username, password) is None:
+        raise AccountError("The password is wrong.")
+
+
 def change_password(database: Database, user: User, current: str, new: str, session_id: str | None = None) -> None:
     """Change one's own password; every other session of the user ends.
 
@@ -483,7 +511,7 @@ def reset_password(database: Database, actor: User | None, username: str) -> str
     ------
     AccountError, PermissionDeniedError
     """
-    password = _new_code()
+    password = one_time_password()
     password_hash = _hash(password)
     with database.write() as session:
         _require_admin(session, actor)
@@ -503,6 +531,7 @@ def set_role(database: Database, actor: User | None, username: str, role: str) -
     """
     _check_role(role)
     with database.write() as session:
+        lock(session, "administrators")
         _require_admin(session, actor)
         row = _find(session, username)
         if row.role == "admin" and role != "admin":
@@ -518,6 +547,7 @@ def set_active(database: Database, actor: User | None, username: str, active: bo
     AccountError, PermissionDeniedError
     """
     with database.write() as session:
+        lock(session, "administrators")
         _require_admin(session, actor)
         row = _find(session, username)
         if not active:
@@ -660,15 +690,18 @@ def has_admin(database: Database) -> bool:
 
 
 def _usable_invite(session: Session, policy: str, code: str) -> InviteRow:
-    invite = session.scalar(sa.select(InviteRow).where(InviteRow.code_sha256 == _code_sha256(code)).with_for_update())
-    is_setup = invite is not None and invite.note == SETUP_NOTE and invite.created_by is None
+    invite = session.scalar(sa.select(InviteRow).where(InviteRow.code_sha256 == _code_sha256(code)))
     if invite is None or invite.used_by is not None or invite.expires_at < utc_now():
         raise AccountError("This code is not valid: mistyped, used already, or older than a week. Ask for a new one.")
-    if is_setup and _active_admins(session):
+    if _is_setup(invite) and _active_admins(session):
         raise AccountError("There is an administrator already; the set-up code has expired.")
-    if policy == "closed" and not is_setup:
+    if policy == "closed" and not _is_setup(invite):
         raise AccountError("Signing up is closed; ask an administrator for an account.")
     return invite
+
+
+def _is_setup(invite: InviteRow) -> bool:
+    return invite.note == SETUP_NOTE and invite.created_by is None
 
 
 # --- shared ------------------------------------------------------------------------------------------------------
@@ -708,7 +741,7 @@ def _require_admin(session: Session, actor: User | None) -> None:
 
 def _active_admins(session: Session) -> Sequence[int]:
     # Locked on PostgreSQL, so that two administrators cannot demote each other at once; SQLite has one writer.
-    return session.scalars(sa.select(UserRow.id).where(UserRow.role == "admin", UserRow.active).with_for_update()).all()
+    return session.scalars(sa.select(UserRow.id).where(UserRow.role == "admin", UserRow.active)).all()
 
 
 def _keep_one_admin(session: Session, row: UserRow) -> None:

@@ -10,7 +10,15 @@ import pandas as pd
 import streamlit as st
 
 from brainmri.errors import BrainMRIError, StorageError
-from brainmri.storage import Record, delete_record, find_records, load_slice, open_record, used_model_ids
+from brainmri.storage import (
+    Record,
+    delete_record,
+    find_records,
+    load_slice,
+    may_see_images,
+    open_record,
+    used_model_ids,
+)
 from brainmri.types import CLASS_NAMES
 from brainmri.ui import state
 from brainmri.ui.results import DECISION_TITLES, Answer, show_answer
@@ -74,10 +82,15 @@ def show_case(case: str, user: User) -> None:
         f"{plain(record.name)} · answered {local_time(record.created_at)} by {record.model_id} · kept as it was given"
     )
     try:
-        mri_slice = load_slice(state.settings(), record)
+        mri_slice = load_slice(state.settings(), record) if may_see_images(state.settings(), user, record) else None
     except BrainMRIError as error:
         st.error(plain(str(error)), icon=":material/broken_image:")
+        mri_slice = None
     else:
+        if mri_slice is None:
+            answer = class_title(record.label) if record.label else DECISION_TITLES[record.decision]
+            st.info(f"{answer}. An administrator does not see other users' images.", icon=":material/visibility_off:")
+    if mri_slice is not None:
         show_answer(Answer.from_record(record, mri_slice), history_link=False)
     with st.popover("Delete this case", icon=":material/delete:"):
         st.write(f"Case {record.id}, **{plain(record.name)}**, and its image are deleted for good.")

@@ -191,9 +191,10 @@ def _history(key: str) -> None:
     user = state.current_user()
     if user.id is None:
         return
-    from brainmri.storage import find_records, load_slice
+    from brainmri.storage import find_records, load_slice, may_see_images
 
     records = find_records(state.database(), user, limit=_HISTORY_CHOICES).records
+    records = [r for r in records if may_see_images(state.settings(), user, r)]
     if not records:
         return
     by_id = {r.id: r for r in records}

@@ -1,0 +1,337 @@
+"""Patients: find one, see the timeline, compare, correct, hand out, delete."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from brainmri import patients
+from brainmri.errors import BrainMRIError
+from brainmri.patients import SEXES, VERDICTS, Patient, TimelineEntry
+from brainmri.storage import Record, find_records, load_slice, may_see_images
+from brainmri.types import CLASS_NAMES
+from brainmri.ui import state
+from brainmri.ui.canvas import Panel, canvas
+from brainmri.ui.theme import class_title, link, local_time, plain, research_notice
+
+if TYPE_CHECKING:
+    from brainmri.accounts import User
+
+_PAGE = 20
+
+
+def show_list(user: User) -> None:
+    """Search, filters, one page of patients, a new patient."""
+    database = state.database()
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    text = left.text_input(
+        "Search", placeholder="Part of the id or name", icon=":material/search:", key="patients.text"
+    )
+    with right.popover("Filters", icon=":material/filter_list:", width="stretch"):
+        labels = st.pills(
+            "An answer says", CLASS_NAMES, selection_mode="multi", format_func=class_title, key="patients.labels"
+        )
+        sexes = st.pills(
+            "Sex", list(SEXES), selection_mode="multi", format_func=SEXES.__getitem__, key="patients.sexes"
+        )
+    number = st.session_state.get("patients.page", 1)
+    found = patients.find_patients(
+        database, user, text=text, labels=labels, sexes=sexes, offset=(number - 1) * _PAGE, limit=_PAGE
+    )
+    if found.total == 0:
+        searching = bool(text or labels or sexes)
+        st.info(
+            "No patient matches."
+            if searching
+            else "No patients yet. Keep a series in the Series viewer, or add one here.",
+            icon=":material/person_search:",
+        )
+    else:
+        _table(found)
+        pages = -(-found.total // _PAGE)
+        if pages > 1:
+            st.number_input("Page", 1, pages, key="patients.page")
+    with st.expander("New patient", icon=":material/person_add:"):
+        _new_patient(user)
+    lines = patients.deletions(database, user, 20)
+    if lines:
+        with st.expander("Deleted", icon=":material/delete_sweep:"):
+            rows = [{"When": local_time(d.at), "Who": d.username, "What": d.what} for d in lines]
+            st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
+
+
+def _table(found: patients.PatientPage) -> None:
+    rows = [
+        {
+            "Patient": s.patient.pseudonym,
+            "Name": s.patient.name,
+            "Sex": s.patient.sex,
+            "Studies": s.n_studies,
+            "Answers": s.n_records,
+            "Last": local_time(s.last_at) if s.last_at else "",
+        }
+        for s in found.patients
+    ]
+    st.caption(f"{found.total:,} patients; choose a line to open it")
+    event = st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        width="stretch",
+        on_select="rerun",
+        selection_mode="single-row",
+        key="patients.table",
+    )
+    if event.selection.rows:
+        st.query_params["patient"] = str(found.patients[event.selection.rows[0]].patient.id)
+        st.rerun()
+
+
+def _new_patient(user: User) -> None:
+    with st.form("patients.new", border=False, clear_on_submit=True):
+        pseudonym = st.text_input("Id", placeholder="Left empty: a random one such as P-1A2B3C4D", max_chars=64)
+        name, born, sex = _person_fields(None)
+        if st.form_submit_button("Add", icon=":material/person_add:"):
+            try:
+                made = patients.create_patient(
+                    state.database(), user, pseudonym=pseudonym, name=name, birth_date=born, sex=sex
+                )
+            except BrainMRIError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+                return
+            st.query_params["patient"] = str(made.id)
+            st.rerun()
+
+
+def _person_fields(patient: Patient | None) -> tuple[str, date | None, str]:
+    name = st.text_input("Name (optional)", patient.name if patient else "", max_chars=200)
+    left, right = st.columns(2)
+    born = left.date_input(
+        "Born (optional)", patient.birth_date if patient else None, min_value=date(1880, 1, 1), max_value=date.today()
+    )
+    options = list(SEXES)
+    sex = right.selectbox("Sex (optional)", options, options.index(patient.sex if patient else ""), SEXES.__getitem__)
+    return name.strip(), born if isinstance(born, date) else None, sex
+
+
+def show_patient(asked: str, user: User) -> None:
+    """One patient: who, timeline, comparison, verdicts, edits, export, deletion."""
+    database = state.database()
+    st.button("All patients", icon=":material/arrow_back:", on_click=_close, type="tertiary")
+    try:
+        patient = patients.open_patient(database, user, int(asked) if asked.isdecimal() and len(asked) < 19 else -1)
+    except BrainMRIError as error:
+        st.warning(plain(str(error)), icon=":material/search_off:")
+        return
+    st.subheader(plain(patient.title), anchor=False)
+    facts = [f"born {patient.birth_date:%Y-%m-%d}" if patient.birth_date else "birth date not given"]
+    facts += [f"sex {SEXES[patient.sex]}", f"since {local_time(patient.created_at)}"]
+    st.caption(" · ".join(facts))
+    entries = patients.timeline(database, user, patient.id)
+    timeline, compare, details = st.tabs(["Timeline", "Side by side", "Details"])
+    with timeline:
+        _timeline(entries, user)
+        _file_cases(patient, entries, user)
+    with compare:
+        _compare(entries, user)
+    with details:
+        _details(patient, user)
+        _hand_out(patient, user)
+        _delete(patient, user)
+
+
+def _close() -> None:
+    st.query_params.clear()
+    st.session_state.pop("patients.table", None)
+
+
+def _timeline(entries: list[TimelineEntry], user: User) -> None:
+    if not entries:
+        st.info(
+            "No answers yet: file kept cases below, or keep a series in the Series viewer.", icon=":material/timeline:"
+        )
+        return
+    for study_id in dict.fromkeys(entry.study.id for entry in entries):
+        members = [entry for entry in entries if entry.study.id == study_id]
+        study = members[0].study
+        st.markdown(f"**{plain(study.title) or 'Study'}** · {local_time(study.created_at)} · {len(members)} answers")
+        rows = [
+            {
+                "Case": e.record.id,
+                "Slice": f"{e.place.series_index} / {e.place.series_length}" if e.place.series_index else "",
+                "Answer": _answer(e.record),
+                "Probability": e.record.probabilities.get(e.record.label or "", None),
+                "Verdict": VERDICTS[e.verdicts[0][0].verdict] if e.verdicts else "",
+                "Reader": e.verdicts[0][1] if e.verdicts else "",
+                "Note": e.verdicts[0][0].note if e.verdicts else "",
+            }
+            for e in members
+        ]
+        event = st.dataframe(
+            pd.DataFrame(rows),
+            hide_index=True,
+            width="stretch",
+            height=min(38 + 35 * len(rows), 320),
+            column_config={"Probability": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)},
+            on_select="rerun",
+            selection_mode="single-row",
+            key=f"patients.study.{study_id}",
+        )
+        if event.selection.rows:
+            _entry(members[event.selection.rows[0]], user)
+
+
+def _entry(entry: TimelineEntry, user: User) -> None:
+    record = entry.record
+    with st.container(border=True):
+        left, right = st.columns([1, 1], gap="large")
+        with left:
+            _picture([record], user, key=f"patients.one.{record.id}")
+        with right:
+            st.markdown(f"**Case {record.id}: {_answer(record)}**")
+            research_notice()
+            link("pages/clinical/reports.py", "Report on this case", ":material/description:", case=str(record.id))
+            link("pages/main/history.py", "Open in History", ":material/history:", case=str(record.id))
+            with st.form(f"patients.verdict.{record.id}", border=False, clear_on_submit=True):
+                verdict = st.selectbox("Your verdict", list(VERDICTS), format_func=VERDICTS.__getitem__)
+                note = st.text_area("Note", height=80)
+                if st.form_submit_button("Keep verdict", icon=":material/gavel:"):
+                    patients.add_verdict(state.database(), user, record.id, verdict, note)
+                    st.rerun()
+            for said, who in entry.verdicts:
+                note = f": {plain(said.note)}" if said.note else ""
+                st.caption(f"{local_time(said.created_at)}, {plain(who)}: **{VERDICTS[said.verdict]}**{note}")
+
+
+def _compare(entries: list[TimelineEntry], user: User) -> None:
+    if len(entries) < 2:
+        st.info("Two answers are needed to lay them side by side.", icon=":material/compare:")
+        return
+    by_id = {entry.record.id: entry for entry in entries}
+    studies = list(dict.fromkeys(entry.study.id for entry in entries))
+    newest = [entry.record.id for entry in entries if entry.study.id == studies[0]]
+    older = [entry.record.id for entry in entries if entry.study.id == studies[-1]]
+    columns = st.columns(2)
+    chosen = [
+        columns[i].selectbox(
+            title,
+            list(by_id),
+            list(by_id).index(start),
+            format_func=lambda r: _entry_title(by_id[r]),
+            key=f"patients.compare.{i}.{entries[0].study.patient_id}",
+        )
+        for i, (title, start) in enumerate((("Earlier", older[len(older) // 2]), ("Later", newest[len(newest) // 2])))
+    ]
+    records = [by_id[i].record for i in chosen]
+    _picture(records, user, key=f"patients.pair.{chosen[0]}.{chosen[1]}")
+    table = pd.DataFrame(
+        {f"Case {r.id}": [f"{r.probabilities[c]:.1%}" for c in CLASS_NAMES] + [_answer(r)] for r in records},
+        index=[*(class_title(c) for c in CLASS_NAMES), "Answer"],
+    )
+    st.table(table)
+
+
+def _picture(records: list[Record], user: User, *, key: str) -> None:
+    settings = state.settings()
+    if not all(may_see_images(settings, user, record) for record in records):
+        st.info("An administrator does not see other users' images.", icon=":material/visibility_off:")
+        return
+    panels = []
+    for record in records:
+        try:
+            mri_slice = load_slice(settings, record)
+        except BrainMRIError as error:
+            st.error(plain(str(error)), icon=":material/broken_image:")
+            return
+        panels.append(
+            Panel(
+                np.asarray(mri_slice.pixels),
+                f"Case {record.id}: {_answer(record)}",
+                spacing_mm=mri_slice.spacing_mm,
+                orientation=mri_slice.orientation,
+                caption=local_time(record.created_at),
+            )
+        )
+    canvas(panels, key=key, max_height=360)
+
+
+def _file_cases(patient: Patient, entries: list[TimelineEntry], user: User) -> None:
+    with st.expander("File kept cases here", icon=":material/create_new_folder:"):
+        here = {entry.record.id for entry in entries}
+        free = {r.id: r for r in find_records(state.database(), user, limit=200).records if r.id not in here}
+        chosen = st.multiselect(
+            "Cases", list(free), format_func=lambda i: f"{i} · {free[i].name} · {_answer(free[i])}", key="patients.file"
+        )
+        title = st.text_input("Study", placeholder="What the visit was", max_chars=200, key="patients.study_title")
+        if st.button("File as one study", disabled=not chosen, icon=":material/create_new_folder:"):
+            records = [free[i] for i in chosen]
+            patients.file_records(state.database(), user, patient.id, records, title=title.strip())
+            del st.session_state["patients.file"]
+            st.rerun()
+
+
+def _details(patient: Patient, user: User) -> None:
+    with st.form(f"patients.edit.{patient.id}"):
+        pseudonym = st.text_input("Id", patient.pseudonym, max_chars=64)
+        name, born, sex = _person_fields(patient)
+        if st.form_submit_button("Save", icon=":material/save:"):
+            try:
+                patients.edit_patient(
+                    state.database(), user, patient.id, pseudonym=pseudonym.strip(), name=name, birth_date=born, sex=sex
+                )
+            except BrainMRIError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+            else:
+                st.rerun()
+    edits = patients.edits_of(state.database(), user, patient.id)
+    if edits:
+        st.caption("What was changed; nothing that was there is lost")
+        rows = [
+            {"When": local_time(e.at), "Who": e.username, "What": e.what, "Before": e.before, "After": e.after}
+            for e in edits
+        ]
+        st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
+
+
+def _hand_out(patient: Patient, user: User) -> None:
+    if st.button("Prepare the bundle (PDF, images, CSV)", icon=":material/folder_zip:", key="patients.bundle"):
+        try:
+            with st.spinner("Packing …"):
+                content = patients.export_patient(state.database(), state.settings(), user, patient.id)
+        except BrainMRIError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+        else:
+            st.download_button(
+                "Download",
+                content,
+                f"{patient.pseudonym}.zip",
+                "application/zip",
+                icon=":material/download:",
+                on_click="ignore",
+            )
+
+
+def _delete(patient: Patient, user: User) -> None:
+    with st.popover("Delete this patient", icon=":material/delete:"):
+        st.write("The patient, all studies, cases, images, verdicts and reports are deleted for good. One line stays.")
+        if st.button("Delete for good", type="primary", icon=":material/delete:", key="patients.delete"):
+            try:
+                line = patients.delete_patient(state.database(), state.settings(), user, patient.id)
+            except BrainMRIError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+                return
+            st.toast(f"Deleted {line}", icon=":material/delete:")
+            _close()
+            st.rerun()
+
+
+def _answer(record: Record) -> str:
+    return class_title(record.label) if record.label else record.decision.title()
+
+
+def _entry_title(entry: TimelineEntry) -> str:
+    place = f"slice {entry.place.series_index}, " if entry.place.series_index else ""
+    return f"Case {entry.record.id}, {place}{_answer(entry.record)}, {local_time(entry.record.created_at)}"

@@ -1,0 +1,430 @@
+"""Series viewer: a DICOM series read, scrolled through, answered as a whole, explained and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from brainmri import patients
+from brainmri.dicom import (
+    Reading,
+    Series,
+    SeriesAnswer,
+    Window,
+    answer_series,
+    is_dicom,
+    is_zip,
+    read_files,
+    read_series,
+)
+from brainmri.errors import BrainMRIError, InvalidDicomError
+from brainmri.explain import METHODS, explain
+from brainmri.pipeline import analyse
+from brainmri.storage import save_record
+from brainmri.types import CLASS_NAMES, Analysis
+from brainmri.ui import state
+from brainmri.ui.canvas import Panel, canvas
+from brainmri.ui.results import Answer, show_answer
+from brainmri.ui.theme import CLASS_COLOURS, class_title, link, plain, research_notice
+
+if TYPE_CHECKING:
+    from brainmri.accounts import User
+
+_BATCH = 16
+_STACK_BYTES = 80_000_000
+"""Values of a series up to this size go to the browser at once; larger series are shown slice by slice."""
+_STACK_METHODS = ("grad-cam", "hires-cam", "layer-cam")
+_OTHER = {"undecided": "#8a949a", "rejected": "#3d464b"}
+
+
+@dataclass
+class _Opened:
+    """What this browser session has read; ``answers`` and ``kept`` by position of the series."""
+
+    token: tuple
+    reading: Reading
+    answers: dict[int, list[Analysis]]
+    kept: dict[int, list[int]]
+
+
+def pick_upload(user: User) -> Reading | None:
+    """Uploader, options and the reading of what was given; None while there is nothing to show."""
+    settings = state.settings()
+    left, right = st.columns([2, 1], vertical_alignment="bottom")
+    folder = right.segmented_control(
+        "What you have", ["Files or a zip", "A folder"], default="Files or a zip", key="series.kind"
+    )
+    uploads = left.file_uploader(
+        "DICOM series",
+        accept_multiple_files="directory" if folder == "A folder" else True,
+        help=f"DICOM files or a zip of them, up to {settings.dicom.max_archive_mb:,.0f} MB.",
+        key=f"series.upload.{folder}",
+    )
+    insist = right.toggle(
+        "Take everything",
+        key="series.insist",
+        help="Other modalities than MR, localisers, diffusion, derived images, and pictures marked as holding text.",
+    )
+    if not uploads:
+        st.session_state.pop("series.opened", None)
+        return None
+    token = (user.id, insist, *(f.file_id for f in uploads))
+    opened = st.session_state.get("series.opened")
+    if opened is None or opened.token != token:
+        st.session_state.pop("series.opened", None)
+        try:
+            with st.spinner(f"Reading {len(uploads)} files …" if len(uploads) > 1 else "Reading the upload …"):
+                if len(uploads) == 1:
+                    content = uploads[0].getvalue()
+                    if not (is_dicom(content) or is_zip(content)):
+                        raise InvalidDicomError(
+                            f"{uploads[0].name}: neither a DICOM file nor a zip; pictures such as PNG go to Predict"
+                        )
+                    reading = read_series(content, uploads[0].name, settings, insist=insist)
+                else:
+                    files = ((f.name, f.getvalue()) for f in uploads)
+                    reading = read_files(files, f"{len(uploads)} files", settings, insist=insist)
+        except BrainMRIError as error:
+            st.error(plain(str(error)), icon=":material/broken_image:")
+            return None
+        st.session_state["series.opened"] = opened = _Opened(token, reading, {}, {})
+    return opened.reading
+
+
+def empty_state() -> None:
+    """What this page does, before there is anything to show."""
+    st.info(
+        "Give a zip, a folder or the files of one MR series. Slices are put in anatomical order, localisers, diffusion "
+        "and derived images are set aside with the reason, and names, dates and identifiers are taken out before "
+        "anything else sees them.",
+        icon=":material/view_in_ar:",
+    )
+
+
+def show_reading(reading: Reading, user: User) -> None:
+    """All of one upload: choice of series, viewer, answer, maps, keeping."""
+    opened: _Opened = st.session_state["series.opened"]
+    index = 0
+    if len(reading.series) > 1:
+        index = st.selectbox(
+            "Series",
+            range(len(reading.series)),
+            format_func=lambda i: _title(reading.series[i]),
+            key="series.choice",
+        )
+    series = reading.series[index]
+    if len(reading.series) == 1:
+        st.subheader(_title(series), anchor=False)
+    for note in (*series.notes, *_common_notes(series)):
+        st.caption(f":material/info: {plain(note[0].upper() + note[1:])}.")
+    if index not in opened.answers:
+        opened.answers[index] = _answer(series)
+    analyses = opened.answers[index]
+    answer = answer_series(analyses)
+    viewer, side = st.columns([3, 2], gap="large")
+    with side:
+        _show_series_answer(answer)
+        jump = _chart(analyses, index)
+        jump = _driving_slices(answer, index) or jump
+    with viewer:
+        current = _viewer(series, analyses, index, jump)
+    st.divider()
+    st.subheader(f"Slice {current + 1} of {len(series.frames)}", anchor=False)
+    kept = opened.kept.get(index)
+    show_answer(Answer.from_analysis(analyses[current], kept[current] if kept else None))
+    st.divider()
+    _keep_section(opened, series, analyses, index, current, user)
+    _show_lists(reading)
+
+
+def _title(series: Series) -> str:
+    parts = [series.label, series.plane or "", f"{len(series.frames)} slices" if len(series.frames) > 1 else "1 slice"]
+    return f"{series.patient_id or 'no patient id'} · " + " · ".join(part for part in parts if part)
+
+
+def _common_notes(series: Series) -> list[str]:
+    """Notes that every slice carries: said once."""
+    shared = set(series.frames[0].slice.notes)
+    for frame in series.frames[1:]:
+        shared &= set(frame.slice.notes)
+    return [note for note in series.frames[0].slice.notes if note in shared]
+
+
+def _answer(series: Series) -> list[Analysis]:
+    classifier = state.classifier()
+    slices = series.slices
+    done: list[Analysis] = []
+    with st.spinner(f"Answering {len(slices)} slices …"):
+        for start in range(0, len(slices), _BATCH):
+            done += analyse(classifier, slices[start : start + _BATCH])
+    if len(slices) > 256:  # let go of activations; maps make them anew where they are asked for
+        done = [replace(a, feature_maps=np.empty(0, np.float32)) for a in done]
+    return done
+
+
+def _viewer(series: Series, analyses: list[Analysis], index: int, jump: int | None) -> int:
+    """Canvas with the slice slider; returns the slice shown, from 0."""
+    state_key = f"series.view.{index}"
+    counter, current = st.session_state.get(state_key, (0, analyses_peak(analyses)))
+    if jump is not None and jump != current:
+        counter, current = counter + 1, jump
+    choices = series.windows()
+    picked = st.columns(2)
+    window = picked[0].selectbox(
+        "Window", choices, format_func=_window_title, key=f"series.window.{index}", help="Drag on the image to change."
+    )
+    method = picked[1].selectbox(
+        "Heatmap",
+        (None, *_STACK_METHODS),
+        format_func=lambda name: METHODS[name].title if name else "None",
+        key="series.method",
+    )
+    image, start_window = _stack(series, window)
+    maps = _maps(analyses, method, index) if method else None
+    whole = image.nbytes * (2 if maps is not None else 1) <= _STACK_BYTES
+    labels = [(a.label and class_title(a.label)) or a.decision for a in analyses]
+    frame = series.frames[0].slice
+    shared: dict[str, Any] = {"spacing_mm": frame.spacing_mm, "orientation": frame.orientation}
+    if whole:
+        panels = [Panel(image, slice_labels=labels, **shared)]
+        if method and maps is not None:
+            panels.append(Panel(image, METHODS[method].title, saliency=maps, slice_labels=labels, **shared))
+        key = f"series.canvas.{index}.{counter}.{choices.index(window)}.{method}"
+        drawn = canvas(panels, key=key, window=start_window, slice_index=current, report_slice=True)
+        current = min(drawn.slice_index, len(analyses) - 1)
+    else:
+        current = st.slider("Slice", 1, len(analyses), current + 1, key=f"series.slice.{index}.{counter}") - 1
+        panels = [Panel(image[current], labels[current], **shared)]
+        if method and maps is not None:
+            panels.append(Panel(image[current], METHODS[method].title, saliency=maps[current], **shared))
+        canvas(panels, key=f"series.canvas.{index}.one", window=start_window)
+    st.session_state[state_key] = (counter, current)
+    if maps is not None:
+        st.caption("The map shows where the network finds evidence for its answer. It outlines no lesion.")
+    return current
+
+
+def analyses_peak(analyses: Sequence[Analysis]) -> int:
+    """Slice to show first: where the series' strongest run peaks, else the middle."""
+    runs = answer_series(analyses).runs
+    return runs[0].peak if runs else len(analyses) // 2
+
+
+def _stack(series: Series, window: Window) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Values for the browser with the starting window; grey values where the window is not a plain linear one."""
+    linear = window.lut is None and window.function in ("LINEAR", "LINEAR_EXACT")
+    kinds = {f.values.dtype.name for f in series.frames}
+    if not linear or any(f.windows != series.frames[0].windows and window.source == "file" for f in series.frames):
+        own = [f.windows[0] if window.source == "file" and f.windows else window for f in series.frames]
+        if window.source == "file" and window in series.frames[0].windows:
+            position = series.frames[0].windows.index(window)
+            own = [f.windows[position] if position < len(f.windows) else window for f in series.frames]
+        return np.stack([f.shown(w) for f, w in zip(series.frames, own, strict=True)]), None
+    values = np.stack([f.values for f in series.frames])
+    if kinds <= {"uint8", "int8"}:
+        values = values.astype(np.int16)
+    centre, width = window.center, window.width
+    if window.function == "LINEAR" and width > 1:  # PS3.3 C.11.2.1.2: centre - 0.5, width - 1
+        centre, width = centre - 0.5, width - 1
+    if series.frames[0].inverted:
+        values, centre = -values.astype(np.float32), -centre
+    if values.dtype.name not in ("int16", "uint16", "float32"):
+        values = values.astype(np.float32)
+    return values, (centre, width)
+
+
+def _window_title(window: Window) -> str:
+    if window.source == "file" and window.lut is None:
+        return f"{window.name}: {window.center:g} / {window.width:g}"
+    return window.name
+
+
+def _maps(analyses: list[Analysis], method: str, index: int) -> np.ndarray | None:
+    """Maps of all slices that were not rejected, (n, height, width) in [0, 1]."""
+    slot = f"series.maps.{method}.{index}.{id(analyses)}"
+    held = st.session_state.get("series.maps")
+    if held is None or held[0] != slot:
+        chosen = [i for i, a in enumerate(analyses) if a.decision != "rejected"]
+        maps = np.zeros((len(analyses), *analyses[0].slice.pixels.shape), np.float32)
+        try:
+            with st.spinner("Drawing the maps …"):
+                for start in range(0, len(chosen), _BATCH):
+                    part = chosen[start : start + _BATCH]
+                    found = explain(
+                        state.classifier(),
+                        [analyses[i] for i in part],
+                        (method,),
+                        directory=state.settings().model.directory,
+                    )
+                    for i, explanations in zip(part, found, strict=True):
+                        maps[i] = explanations[0].saliency_map
+        except BrainMRIError as error:
+            st.warning(plain(str(error)), icon=":material/warning:")
+            return None
+        st.session_state["series.maps"] = held = (slot, maps)
+    return held[1]
+
+
+def _show_series_answer(answer: SeriesAnswer) -> None:
+    title = class_title(answer.label) if answer.label else "No answer"
+    st.markdown(f"##### Series answer: {title}")
+    st.write(answer.text)
+    research_notice()
+
+
+def _chart(analyses: list[Analysis], index: int) -> int | None:
+    """Probabilities along the slices with the decision below; a click chooses a slice."""
+    rows = [
+        {"slice": i + 1, "class": class_title(name), "probability": a.probabilities[name], "decision": _decision(a)}
+        for i, a in enumerate(analyses)
+        for name in CLASS_NAMES
+    ]
+    titles = [class_title(name) for name in CLASS_NAMES]
+    colours = alt.Scale(domain=titles, range=[CLASS_COLOURS[name] for name in CLASS_NAMES])
+    extent = alt.Scale(domain=[0.5, len(analyses) + 0.5], nice=False)
+    x = alt.X("slice:Q", title="Slice", scale=extent, axis=alt.Axis(tickMinStep=1, format="d", grid=False))
+    pick = alt.selection_point(name="pick", fields=["slice"], on="click", nearest=True, empty=False)
+    lines = (
+        alt.Chart(pd.DataFrame(rows))
+        .mark_line(point=alt.OverlayMarkDef(size=28))
+        .encode(
+            x=x,
+            y=alt.Y("probability:Q", title="Probability", scale=alt.Scale(domain=[-0.12, 1]), axis=_PERCENT),
+            color=alt.Color("class:N", title=None, scale=colours, legend=alt.Legend(orient="top", columns=2)),
+            shape=alt.Shape("class:N", title=None, sort=titles, legend=None),
+            tooltip=["slice", "class", alt.Tooltip("probability", format=".1%"), "decision"],
+        )
+        .add_params(pick)
+    )
+    strip_rows = [
+        {"left": i + 0.5, "right": i + 1.5, "decision": _decision(a), "colour": _decision_colour(a), "slice": i + 1}
+        for i, a in enumerate(analyses)
+    ]
+    strip = (
+        alt.Chart(pd.DataFrame(strip_rows))
+        .mark_rect()
+        .encode(
+            x=alt.X("left:Q", scale=extent, title="Slice"),
+            x2="right:Q",
+            y=alt.datum(-0.11),
+            y2=alt.datum(-0.04),
+            color=alt.Color("colour:N", scale=None),
+            tooltip=["slice", "decision"],
+        )
+    )
+    current = st.session_state.get(f"series.view.{index}", (0, analyses_peak(analyses)))[1]
+    rule = alt.Chart(pd.DataFrame({"slice": [current + 1]})).mark_rule(strokeDash=[4, 3], size=1.5, color="#8a949a")
+    chart = alt.layer(lines, strip, rule.encode(x=x)).resolve_scale(color="independent").properties(height=250)
+    seen_key = f"series.picked.{index}"
+    event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=f"series.chart.{index}")
+    points = event.selection.get("pick") or [] if event else []
+    picked = int(points[0]["slice"]) - 1 if points and "slice" in points[0] else None
+    if picked == st.session_state.get(seen_key):
+        return None  # an old click: the slider may have moved on since
+    st.session_state[seen_key] = picked
+    return picked
+
+
+_PERCENT = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+
+
+def _decision(analysis: Analysis) -> str:
+    return class_title(analysis.label) if analysis.label else analysis.decision
+
+
+def _decision_colour(analysis: Analysis) -> str:
+    return CLASS_COLOURS[analysis.label] if analysis.label else _OTHER[analysis.decision]
+
+
+def _driving_slices(answer: SeriesAnswer, index: int) -> int | None:
+    """Buttons to the slices that drive the answer."""
+    if not answer.runs:
+        return None
+    st.caption("Slices that drive the answer")
+    jump = None
+    with st.container(horizontal=True):
+        for number, run in enumerate(answer.runs[:4]):
+            where = f"{run.first + 1}" if run.length == 1 else f"{run.first + 1}–{run.last + 1}"
+            label = f"{class_title(run.label)} {where} · {run.probability:.0%}"
+            if st.button(label, key=f"series.run.{index}.{number}", icon=":material/my_location:"):
+                jump = run.peak
+    return jump
+
+
+def _keep_section(
+    opened: _Opened, series: Series, analyses: list[Analysis], index: int, current: int, user: User
+) -> None:
+    kept = opened.kept.get(index)
+    if user.id is None:
+        st.info("Guest session: nothing is stored. Sign in to keep a series and report on it.", icon=":material/lock:")
+        return
+    if kept is None:
+        st.write("Nothing is stored yet. Keeping stores the de-identified files, the answers and a patient's entry.")
+        if st.button("Keep this series", type="primary", icon=":material/save:", key="series.keep"):
+            try:
+                opened.kept[index] = _keep(series, analyses, user)
+            except BrainMRIError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+                return
+            st.rerun()
+        return
+    st.success(f"Kept as cases {kept[0]} to {kept[-1]}." if len(kept) > 1 else f"Kept as case {kept[0]}.")
+    with st.container(horizontal=True):
+        if st.button(
+            f"Report on slice {current + 1}", type="primary", icon=":material/description:", key="series.report"
+        ):
+            st.switch_page("pages/clinical/reports.py", query_params={"case": str(kept[current])})
+        filed = patients.patient_of(state.database(), user, kept[current])
+        if filed is not None:
+            link("pages/clinical/patients.py", f"Patient {filed[0].pseudonym}", patient=str(filed[0].id))
+
+
+def _keep(series: Series, analyses: list[Analysis], user: User) -> list[int]:
+    database, settings = state.database(), state.settings()
+    bar = st.progress(0.0, "Keeping …")
+    records = []
+    for i, analysis in enumerate(analyses):
+        records.append(save_record(database, settings, user, analysis, None))
+        bar.progress((i + 1) / len(analyses), f"Keeping slice {i + 1} of {len(analyses)}")
+    bar.empty()
+    patient = patients.patient_for_pseudonym(database, user, series.patient_id or "unknown")
+    known = series.frames[0].patient
+    if known and not patient.name:  # de-identification is off: the file says who it is
+        family, _, given = known["PatientName"].replace("=", "^").partition("^")
+        born = known["PatientBirthDate"]
+        changes: dict = {"name": " ".join(p for p in (given.replace("^", " ").strip(), family.strip()) if p)}
+        if len(born) == 8 and born.isdecimal():
+            changes["birth_date"] = date.fromisoformat(f"{born[:4]}-{born[4:6]}-{born[6:]}")
+        if known["PatientSex"] in ("F", "M", "O"):
+            changes["sex"] = known["PatientSex"]
+        patients.edit_patient(database, user, patient.id, **changes)
+    patients.file_records(
+        database,
+        user,
+        patient.id,
+        records,
+        study_uid=series.study_uid,
+        series_uid=series.uid,
+        title=" ".join(part for part in (series.label, series.plane or "") if part),
+        positions_mm=[f.position_mm for f in series.frames],
+    )
+    return [record.id for record in records]
+
+
+def _show_lists(reading: Reading) -> None:
+    if reading.set_aside:
+        with st.expander(f"Set aside: {len(reading.set_aside)} files", icon=":material/inbox:"):
+            rows = pd.DataFrame([{"File": a.name, "Reason": a.reason} for a in reading.set_aside])
+            st.dataframe(rows, hide_index=True, width="stretch")
+    if reading.removed:
+        with st.expander("What was taken out to de-identify", icon=":material/shield_person:"):
+            st.caption("DICOM PS3.15 Basic Profile. UIDs and the patient id became keyed codes; values are not shown.")
+            rows = pd.DataFrame(reading.removed).rename(columns=str.title)
+            st.dataframe(rows, hide_index=True, width="stretch")
