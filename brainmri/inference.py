@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -109,11 +110,7 @@ class OpenVINOEngine:
         precision = precision or made_for
         if "int8" in (precision, made_for) and precision != made_for:
             raise EngineError(f"{path.name} is optimised for {made_for} and cannot run in {precision}")
-        try:
-            import openvino
-        except ImportError as error:
-            raise EngineError(f"OpenVINO does not import ({error}); pip install openvino") from error
-        core = openvino.Core()
+        core = import_openvino().Core()
         # An int8 network's few float layers run in bfloat16, where the processor has it.
         fast = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and precision != "float32"
         options: dict[str, Any] = {
@@ -140,6 +137,22 @@ class OpenVINOEngine:
 
 ENGINES: dict[str, type[KerasEngine] | type[OpenVINOEngine]] = {"openvino": OpenVINOEngine, "keras": KerasEngine}
 """By name, the fastest first."""
+
+
+def import_openvino():
+    """Import OpenVINO without its telemetry: a program that reads patients' images calls nobody.
+
+    Raises
+    ------
+    EngineError
+        It is not installed or does not load.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f"OpenVINO does not import ({error}); pip install openvino") from error
+    return openvino
 
 
 def optimised_path(model_id: str, directory: Path | str) -> Path:
@@ -264,6 +277,7 @@ def load_classifier(
     *,
     precision: str | None = None,
     threads: int | None = None,
+    rule: DecisionRule | None = None,
 ) -> Classifier:
     """Load a model by id with its card, fitted statistics and engine.
 
@@ -276,6 +290,8 @@ def load_classifier(
         One of `PRECISIONS`; default the fastest that passed ``brainmri optimize``. Asked for, it is not replaced.
     threads : int, optional
         Default: every core.
+    rule : DecisionRule, optional
+        Instead of ``<id>.npz``: for fitting a new one, say.
 
     Raises
     ------
@@ -289,7 +305,7 @@ def load_classifier(
     if precision not in (None, *PRECISIONS):
         raise EngineError(f"unknown precision '{precision}'; known: {', '.join(PRECISIONS)}")
     card = read_card(model_id, directory)
-    rule = DecisionRule.load(Path(directory) / f"{model_id}.npz")
+    rule = rule or DecisionRule.load(Path(directory) / f"{model_id}.npz")
     wanted = "openvino" if engine == "auto" else engine
     reasons: list[str] = []
     for name in sorted(ENGINES, key=lambda n: n != wanted):
