@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import bcrypt
 import sqlalchemy as sa
@@ -277,7 +277,7 @@ def _insert_user(session: Session, row: UserRow) -> UserRow:
     return row
 
 
-def _checked_fields(username: str, name: str, email: str | None) -> dict[str, str | None]:
+def _checked_fields(username: str, name: str, email: str | None) -> dict[str, Any]:
     username = username.strip().lower()
     if not _USERNAME.fullmatch(username) or username == GUEST.username:
         raise AccountError(
@@ -287,7 +287,7 @@ def _checked_fields(username: str, name: str, email: str | None) -> dict[str, st
     return {"username": username, **_checked_profile(name, email)}
 
 
-def _checked_profile(name: str, email: str | None) -> dict[str, str | None]:
+def _checked_profile(name: str, email: str | None) -> dict[str, Any]:
     name = " ".join(name.split())
     if not name or len(name) > 200 or any(unicodedata.category(c).startswith("C") for c in name):
         raise AccountError("A name is needed: 1 to 200 printable characters.")
@@ -495,7 +495,7 @@ def update_profile(database: Database, user: User, *, name: str, email: str | No
         row = session.get(UserRow, user.id) if user.id is not None else None
         if row is None:
             raise AccountError("A guest has no account to change.")
-        row.name, row.email = str(values["name"]), values["email"]
+        row.name, row.email = values["name"], values["email"]
         return _user(row)
 
 
@@ -740,7 +740,6 @@ def _require_admin(session: Session, actor: User | None) -> None:
 
 
 def _active_admins(session: Session) -> Sequence[int]:
-    # Locked on PostgreSQL, so that two administrators cannot demote each other at once; SQLite has one writer.
     return session.scalars(sa.select(UserRow.id).where(UserRow.role == "admin", UserRow.active)).all()
 
 
