@@ -14,12 +14,17 @@ from brainmri.explain.base import Batch, Explainer, Method
 
 
 def grids(explainer: Explainer, batch: Batch, targets: np.ndarray, layer_name: str, *, seed: int = 0) -> np.ndarray:
-    """Raw maps (n, rows, columns), float32, >= 0, up to the factor exp(logit) of the paper's exponential score.
+    """Raw maps (n, rows, columns), float32, >= 0, up to the factor exp(logit) of the paper's exponential score."""
+    return combine(*explainer.activations_and_gradients(batch, targets, layer_name))
+
+
+def combine(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Maps (n, rows, columns) from activations and gradients (n, rows, columns, channels).
 
     With the score exp(logit) the paper's second and third derivative are exp(logit) g^2 and exp(logit) g^3, so the
     factor cancels in alpha, and leaving it out of the rest keeps a very small logit from rounding the map to zero.
+    Where the denominator nearly vanishes the formula is ill-conditioned, in this implementation as in others.
     """
-    activations, gradients = explainer.activations_and_gradients(batch, targets, layer_name)
     total = activations.sum(axis=(1, 2), keepdims=True)
     denominator = 2 + gradients * total
     usable = (gradients != 0) & (denominator != 0)
