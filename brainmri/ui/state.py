@@ -15,9 +15,10 @@ import streamlit as st
 
 from brainmri import accounts, config, storage
 from brainmri.accounts import GUEST, User
-from brainmri.config import Settings
+from brainmri.config import ServingSettings, Settings
 from brainmri.errors import BrainMRIError, PermissionDeniedError
 from brainmri.inference import Classifier, load_classifier
+from brainmri.serving import BatchingClassifier
 from brainmri.storage import Database
 
 P = ParamSpec("P")
@@ -43,7 +44,7 @@ def _once(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         with _LOCK:
-            return cached(*args, **kwargs)
+            return cached(*args, **kwargs)  # type: ignore[arg-type]
 
     call.clear = cached.cache_clear  # type: ignore[attr-defined]
     return call
@@ -126,16 +127,17 @@ def _future(model_id: str | None) -> Future[Classifier]:
     card = Path(chosen.directory) / f"{model_id}.json"
     # A model trained anew under the same id is another model.
     changed = card.stat().st_mtime_ns if card.is_file() else 0
-    return _loading(model_id, str(chosen.directory), chosen.engine, changed)
+    return _loading(model_id, str(chosen.directory), chosen.engine, settings().serving, changed)
 
 
 @_once
-def _loading(model_id: str, directory: str, engine: str, changed: int) -> Future[Classifier]:
+def _loading(model_id: str, directory: str, engine: str, serving: ServingSettings, changed: int) -> Future[Classifier]:
     future: Future[Classifier] = Future()
 
     def load() -> None:
         try:
-            future.set_result(load_classifier(model_id, directory, engine))
+            loaded = load_classifier(model_id, directory, engine)
+            future.set_result(BatchingClassifier(loaded, max_batch=serving.max_batch, queue_size=serving.queue_size))
         except BaseException as error:
             future.set_exception(error)
 
