@@ -1,0 +1,440 @@
+"""How far to trust each method on one model: localisation, faithfulness and sanity, run once, resumed after a stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from brainmri.errors import DataError
+from brainmri.explain import METHODS, Explainer
+from brainmri.explain.base import draw, normalise
+from brainmri.explain.faithfulness import MEASURES as FAITHFULNESS
+from brainmri.explain.faithfulness import faithfulness
+from brainmri.explain.localisation import MEASURES as LOCALISATION
+from brainmri.explain.localisation import cell_side, centre_blob, localise, mask_file, random_grid
+from brainmri.explain.sanity import STAGES, cascade, rank_correlation
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, CropTransform
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from brainmri.inference import Classifier
+
+BASELINES = {"centre": "Centre of the head (baseline)", "random": "Random (baseline)"}
+SIZES = {"small": (0.0, 0.01), "medium": (0.01, 0.025), "large": (0.025, 1.01)}
+"""Tumour area as a share of the image, from - to."""
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured; part of the name under which finished parts are kept.
+
+    Attributes
+    ----------
+    limit : int or None
+        At most this many masked images, evenly by class.
+    n_faithfulness, n_sanity : int
+        Images, evenly by class, that hash order picks: the same on every run.
+    precision : str
+        Of gradients through the whole network.
+    steps, samples, channels, sanity_channels : int
+        Of Integrated Gradients, SmoothGrad and Score-CAM.
+    """
+
+    limit: int | None = None
+    n_faithfulness: int = 120
+    n_sanity: int = 30
+    precision: str = "bfloat16"
+    steps: int = 16
+    samples: int = 16
+    channels: int = 64
+    sanity_channels: int = 16
+    batch: int = 16
+    seed: int = 0
+
+    def options(self, *, sanity: bool = False) -> dict[str, dict[str, int]]:
+        """Keyword arguments by method."""
+        return {
+            "score-cam": {"channels": self.sanity_channels if sanity else self.channels},
+            "integrated-gradients": {"steps": self.steps},
+            "smooth-grad": {"samples": self.samples},
+        }
+
+
+def run_study(
+    classifier: Classifier,
+    rows: pd.DataFrame,
+    directory: Path | str,
+    work: Path | str,
+    plan: Plan | None = None,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure every method.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        One split of a manifest with a ``mask`` column (empty: no mask).
+    directory : path
+        Where the classifier's weights lie.
+    work : path
+        Finished parts go to a folder in here that model, data and plan determine; the next run goes on from them.
+    progress : callable, optional
+        Called with a stage's name; what it returns is called with (done, total).
+
+    Returns
+    -------
+    dict
+        JSON-serialisable: ``model_id``, ``weights_sha256``, ``plan``, ``localisation``, ``faithfulness``, ``sanity``,
+        each with ``n``; see docs/explanations.md.
+
+    Raises
+    ------
+    DataError
+        No masked image.
+    """
+    plan = plan or Plan()
+    progress = progress or (lambda _name: lambda _done, _total: None)
+    if "mask" not in rows or not (rows["mask"] != "").any():
+        raise DataError("no image of this split has a mask; the manifest needs a 'mask' column with paths")
+    start = time.monotonic()
+    masked = _spread(rows[rows["mask"] != ""], plan.limit)
+    even = _spread(rows, plan.n_faithfulness if plan.limit is None else min(plan.n_faithfulness, plan.limit))
+    few = _spread(even, plan.n_sanity)
+    key = json.dumps([classifier.card.weights_sha256, classifier.engine.precision, asdict(plan), list(masked["path"])])
+    folder = Path(work) / f"{classifier.card.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    explainer = Explainer.of(classifier, directory, precision=plan.precision)
+
+    localisation = _parts(
+        folder, "localisation", masked, plan.batch, progress("Localisation"),
+        lambda part: _localisation_rows(classifier, explainer, part, plan),
+    )  # fmt: skip
+    faithful = _parts(
+        folder, "faithfulness", even, plan.batch, progress("Faithfulness"),
+        lambda part: _faithfulness_rows(classifier, explainer, part, plan),
+    )  # fmt: skip
+    sanity = _sanity(classifier, directory, few, plan, folder, progress("Sanity (weight randomisation)"))
+    return {
+        "model_id": classifier.card.id,
+        "weights_sha256": classifier.card.weights_sha256,
+        "engine": classifier.engine.name,
+        "engine_precision": classifier.engine.precision,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "elapsed_s": round(time.monotonic() - start, 1),
+        "plan": asdict(plan),
+        "localisation": _summarise_localisation(localisation),
+        "faithfulness": _summarise_faithfulness(faithful),
+        "sanity": sanity,
+    }
+
+
+def _spread(rows: pd.DataFrame, n: int | None) -> pd.DataFrame:
+    """At most ``n`` rows, evenly by label, picked by the hash of their path: no choice of ours, the same every time."""
+    if n is None or len(rows) <= n:
+        return rows.reset_index(drop=True)
+    keyed = rows.assign(_key=[hashlib.sha256(p.encode()).hexdigest() for p in rows["path"]]).sort_values("_key")
+    turn = keyed.groupby("label").cumcount()
+    picked = keyed.assign(_turn=turn).sort_values(["_turn", "label"]).head(n)
+    return picked.drop(columns=["_key", "_turn"]).reset_index(drop=True)
+
+
+def _parts(
+    folder: Path,
+    name: str,
+    rows: pd.DataFrame,
+    batch: int,
+    report: Callable[[int, int], None],
+    measure: Callable[[pd.DataFrame], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    done: list[dict[str, Any]] = []
+    report(0, len(rows))
+    for start in range(0, len(rows), batch):
+        path = folder / f"{name}-{start:05d}.json"
+        if path.is_file():
+            done += json.loads(path.read_text("utf-8"))
+        else:
+            part = measure(rows.iloc[start : start + batch])
+            _write_whole(path, part)
+            done += part
+        report(min(start + batch, len(rows)), len(rows))
+    return done
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content), "utf-8")
+    os.replace(temporary, path)
+
+
+def _predict(classifier: Classifier, part: pd.DataFrame):
+    from brainmri.data import read_pixels
+    from brainmri.explain import Batch
+
+    pixels = [read_pixels(file) for file in part["file"]]
+    prediction = classifier.predict(pixels)
+    batch = Batch(prediction.inputs, prediction.feature_maps, prediction.logits)
+    return pixels, batch, prediction.transforms, prediction.logits.argmax(axis=1)
+
+
+def _all_grids(explainer, batch, targets, keys, plan: Plan, *, sanity: bool = False) -> dict[str, np.ndarray]:
+    """Raw maps of every method, and of the baselines, which have no logit to explain."""
+    options = plan.options(sanity=sanity)
+    grids = {
+        name: method.grids(explainer, batch, targets, method.check_layer(None), seed=plan.seed, **options.get(name, {}))
+        for name, method in METHODS.items()
+    }
+    if not sanity:
+        grids["centre"] = np.stack([centre_blob()] * len(targets))
+        grids["random"] = np.stack([random_grid(key) for key in keys])
+    return grids
+
+
+def _percentile(name: str) -> float:
+    return METHODS[name].percentile if name in METHODS else 100.0
+
+
+def _localisation_rows(classifier, explainer, part: pd.DataFrame, plan: Plan) -> list[dict[str, Any]]:
+    from brainmri.data import read_mask
+
+    pixels, batch, transforms, targets = _predict(classifier, part)
+    grids = _all_grids(explainer, batch, targets, part["path"], plan)
+    rows = []
+    for i, row in enumerate(part.itertuples()):
+        mask = read_mask(mask_file(row))
+        values = {}
+        for name, maps in grids.items():
+            saliency_map, peak = draw(maps[i], transforms[i], pixels[i].shape, _percentile(name))
+            values[name] = localise(saliency_map, peak, mask, cell_side(transforms[i]))
+        rows.append(
+            {
+                "path": row.path,
+                "label": row.label,
+                "predicted": CLASS_NAMES[targets[i]],
+                "group": row.group,
+                "area": float(mask.mean()),
+                "values": values,
+            }
+        )
+    return rows
+
+
+def _faithfulness_rows(classifier, explainer, part: pd.DataFrame, plan: Plan) -> list[dict[str, Any]]:
+    _, batch, _, targets = _predict(classifier, part)
+    grids = _all_grids(explainer, batch, targets, part["path"], plan)
+    size = batch.inputs.shape[1]
+    whole = CropTransform(0, 0, size, size)
+    rows = []
+    for i, row in enumerate(part.itertuples()):
+        values = {
+            name: faithfulness(
+                explainer, batch.inputs[i], draw(maps[i], whole, (size, size), _percentile(name))[0], int(targets[i])
+            )
+            for name, maps in grids.items()
+        }
+        rows.append({"path": row.path, "label": row.label, "group": row.group, "values": values})
+    return rows
+
+
+def _sanity(classifier, directory, rows: pd.DataFrame, plan: Plan, folder: Path, report) -> dict[str, Any]:
+    """Rank correlation of each method's maps before and after each stage of randomisation."""
+    from brainmri.model import load_network
+
+    path = folder / "sanity.json"
+    if path.is_file():
+        report(len(STAGES) + 1, len(STAGES) + 1)
+        return json.loads(path.read_text("utf-8"))
+    _, batch, _, targets = _predict(classifier, rows)
+    network = getattr(classifier.engine, "network", None) or load_network(classifier.card, directory)
+    before: dict[str, np.ndarray] = {}
+    result: dict[str, Any] = {"n": len(rows), "stages": list(STAGES), "methods": {name: {} for name in METHODS}}
+    for number, (stage, changed) in enumerate(cascade(network, plan.seed)):
+        explainer = Explainer.of_network(changed, precision=plan.precision)
+        here = explainer.batch(batch.inputs)
+        grids = {
+            name: np.stack([normalise(g, METHODS[name].percentile) for g in maps])
+            for name, maps in _all_grids(explainer, here, targets, rows["path"], plan, sanity=True).items()
+        }
+        if stage == "intact":
+            before = grids
+        else:
+            for name, maps in grids.items():
+                values = [rank_correlation(a, b) for a, b in zip(before[name], maps, strict=True)]
+                result["methods"][name][stage] = {
+                    "mean": round(float(np.mean(values)), 4),
+                    "interval": _interval(np.array(values), rows["group"]),
+                    "all_zero": int(sum(not m.any() for m in maps)),
+                }
+        report(number + 1, len(STAGES) + 1)
+    _write_whole(path, result)
+    return result
+
+
+def _interval(values: np.ndarray, groups) -> list[float] | None:
+    from brainmri.evaluation import GroupBootstrap
+
+    return GroupBootstrap(groups, 2000).mean(values)
+
+
+def _summarise_localisation(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    subsets: dict[str, Callable[[dict[str, Any]], bool]] = {"all": lambda r: True}
+    for name in sorted({r["label"] for r in rows}):
+        subsets[f"class {name}"] = lambda r, name=name: r["label"] == name
+    for name, (low, high) in SIZES.items():
+        subsets[f"size {name}"] = lambda r, low=low, high=high: low <= r["area"] < high
+    subsets["right class"] = lambda r: r["label"] == r["predicted"]
+    subsets["wrong class"] = lambda r: r["label"] != r["predicted"]
+    table: dict[str, Any] = {}
+    for subset, belongs in subsets.items():
+        chosen = [r for r in rows if belongs(r)]
+        table[subset] = {"n": len(chosen), "methods": _means(chosen, LOCALISATION)}
+    return {"n": len(rows), "threshold": 0.5, "sizes": {k: list(v) for k, v in SIZES.items()}, "subsets": table}
+
+
+def _summarise_faithfulness(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    counts = {name: sum(r["label"] == name for r in rows) for name in CLASS_NAMES}
+    return {"n": len(rows), "by_class": counts, "methods": _means(rows, FAITHFULNESS)}
+
+
+def _means(rows: list[dict[str, Any]], measures: tuple[str, ...]) -> dict[str, Any]:
+    if not rows:
+        return {}
+    groups = [r["group"] for r in rows]
+    return {
+        name: {
+            measure: {
+                "mean": round(float((values := np.array([r["values"][name][measure] for r in rows])).mean()), 4),
+                "interval": _interval(values, groups),
+            }
+            for measure in measures
+        }
+        for name in (*METHODS, *BASELINES)
+    }
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+LOCALISATION_TITLES = {
+    "pointing": "peak in mask",
+    "pointing_cell": "… or within a cell",
+    "energy": "energy in mask",
+    "iou_fixed": "IoU at 0.5",
+    "iou_best": "IoU, best threshold",
+}
+FAITHFULNESS_TITLES = {
+    "deletion": "deletion ↓",
+    "insertion": "insertion ↑",
+    "drop": "average drop ↓",
+    "increase": "increase ↑",
+}
+
+
+def title_of(name: str) -> str:
+    """A method's or baseline's name as a reader sees it."""
+    return METHODS[name].title if name in METHODS else BASELINES[name]
+
+
+def tables_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown tables by marker name."""
+    return {
+        "study": _study_line(result),
+        "localisation": _localisation_table(result["localisation"]["subsets"]["all"]),
+        "localisation-subsets": _subset_table(result["localisation"]["subsets"]),
+        "faithfulness": _table(result["faithfulness"], FAITHFULNESS_TITLES),
+        "sanity": _sanity_table(result["sanity"]),
+    }
+
+
+def _study_line(result: Mapping[str, Any]) -> str:
+    plan = result["plan"]
+    return (
+        f"Model `{result['model_id']}`, weights `{result['weights_sha256'][:12]}`, {result['created'][:10]}; forward "
+        f"passes on {result['engine']} in {result['engine_precision']}, gradients in {plan['precision']}; Score-CAM on "
+        f"its {plan['channels']} strongest channels ({plan['sanity_channels']} in the sanity check), Integrated "
+        f"Gradients with {plan['steps']} steps, SmoothGrad with {plan['samples']} samples. "
+        f"Took {result['elapsed_s'] / 60:.1f} minutes."
+    )
+
+
+def _cell(value: Mapping[str, Any]) -> str:
+    interval = value["interval"]
+    return f"{value['mean']:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
+
+
+def _table(part: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    lines = [f"| method (n = {part['n']}) | " + " | ".join(titles.values()) + " |", "|---" * (len(titles) + 1) + "|"]
+    for name, values in part["methods"].items():
+        lines.append(f"| {title_of(name)} | " + " | ".join(_cell(values[m]) for m in titles) + " |")
+    return "\n".join(lines)
+
+
+def _localisation_table(part: Mapping[str, Any]) -> str:
+    return _table(part, LOCALISATION_TITLES)
+
+
+def _subset_table(subsets: Mapping[str, Any]) -> str:
+    shown = {name: part for name, part in subsets.items() if name != "all" and part["n"]}
+    heads = [f"{_subset_title(name)} (n = {part['n']})" for name, part in shown.items()]
+    lines = ["| peak in mask | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in (*METHODS, *BASELINES):
+        lines.append(
+            f"| {title_of(name)} | "
+            + " | ".join(_cell(part["methods"][name]["pointing"]) for part in shown.values())
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def _subset_title(name: str) -> str:
+    kind, _, value = name.partition(" ")
+    if kind == "class" and value in CLASS_TITLES:
+        return CLASS_TITLES[value]
+    if kind == "size":
+        low, high = SIZES[value]
+        return f"{value}: " + (
+            f"over {low:.1%}" if high > 1 else f"{low:.1%}–{high:.1%}" if low else f"under {high:.1%}"
+        )
+    return {"right class": "class right", "wrong class": "class wrong"}.get(name, name)
+
+
+def _sanity_table(part: Mapping[str, Any]) -> str:
+    stages = part["stages"]
+    lines = [
+        f"| rank correlation with the intact map (n = {part['n']}) | " + " | ".join(f"… {s}" for s in stages) + " |",
+        "|---" * (len(stages) + 1) + "|",
+    ]
+    for name, values in part["methods"].items():
+        lines.append(f"| {title_of(name)} | " + " | ".join(f"{values[s]['mean']:.2f}" for s in stages) + " |")
+    return "\n".join(lines)
+
+
+def write_tables(page: Path | str, tables: Mapping[str, str]) -> None:
+    """Put each table between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page.
+
+    Raises
+    ------
+    DataError
+        The page or one of the markers is missing.
+    """
+    page = Path(page)
+    if not page.is_file():
+        raise DataError(f"{page}: no such page; pass --docs with one that has the markers, or leave it out")
+    text = page.read_text("utf-8")
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
+        if not pattern.search(text):
+            raise DataError(f"{page}: no markers <!-- {name} --> and <!-- /{name} -->")
+        text = pattern.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)
+    page.write_text(text, "utf-8")
