@@ -64,12 +64,15 @@ class DecisionRule:
     gate : Gate or None
     weights_sha256 : str
         The weights it was fitted to; empty for the identity rule of a model that has not been calibrated.
+    tumour_threshold : float or None
+        On 1 - p(notumor), for tumour against none; chosen on validation data, used in evaluations only.
     """
 
     temperature: float = 1.0
     quantiles: tuple[float, ...] = ()
     gate: Gate | None = None
     weights_sha256: str = ""
+    tumour_threshold: float | None = None
 
     @property
     def ood_threshold(self) -> float:
@@ -110,6 +113,7 @@ class DecisionRule:
                     tuple(float(q) for q in archive["quantiles"]),
                     gate if n else None,
                     str(archive["weights_sha256"]),
+                    None if np.isnan(archive["tumour_threshold"]) else float(archive["tumour_threshold"]),
                 )
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
             raise ModelError(
@@ -125,7 +129,8 @@ class DecisionRule:
     def save(self, path: Path | str) -> None:
         """Write ``<id>.npz``, whole or not at all."""
         arrays: dict[str, np.ndarray] = {
-            "temperature": np.float64(self.temperature),
+            "temperature": np.array(self.temperature),
+            "tumour_threshold": np.array(np.nan if self.tumour_threshold is None else self.tumour_threshold),
             "levels": np.array(LEVELS),
             "quantiles": np.array(self.quantiles),
             "weights_sha256": np.array(self.weights_sha256),

@@ -165,7 +165,7 @@ def test_save_and_load_give_the_same_decisions(gate_data, rule, tmp_path):
 
 def test_foreign_statistics_are_refused(rule, tmp_path):
     rule.save(tmp_path / "m.npz")
-    with pytest.raises(ModelError, match="fitted to weights aaaa.*brainmri calibrate"):
+    with pytest.raises(ModelError, match=r"fitted to weights aaaa.*brainmri calibrate"):
         DecisionRule.load(tmp_path / "m.npz", "b" * 64)
     card = {"id": "m", "weights_sha256": "c" * 64, "class_names": CLASS_NAMES, "created": "2026-01-01",
             "architecture": "vgg16", "preprocessing": {}}  # fmt: skip

@@ -1,0 +1,156 @@
+"""``brainmri evaluate`` and ``brainmri calibrate``."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from brainmri.errors import DataError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("evaluate")(evaluate)
+    app.command("calibrate")(calibrate)
+
+
+@contextmanager
+def _stages():
+    """Progress bars on stderr, one a stage: call with the stage's name, get a callable (done, total)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def stage(name: str):
+            task = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield stage
+
+
+def _load(model: str | None, engine: str | None):
+    from brainmri.config import load_settings
+    from brainmri.inference import load_classifier
+
+    settings = load_settings()
+    return load_classifier(
+        model or settings.model.id, settings.model.directory, engine or settings.model.engine
+    ), settings
+
+
+def evaluate(
+    manifest: Annotated[Path | None, typer.Option(help="CSV with path, label and a split column")] = None,
+    images: Annotated[Path | None, typer.Option(help="what the manifest's paths are relative to")] = None,
+    split_column: Annotated[str, typer.Option(help="which column names the split")] = "split",
+    split: Annotated[str, typer.Option(help="which split to evaluate")] = "test",
+    output: Annotated[Path | None, typer.Option(help="folder of the run (or of the suite's runs)")] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="data folder: run the whole release suite into --output (default: evaluations)")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="model id; default from config.yaml")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openvino or keras; default from config.yaml")] = None,
+    name: Annotated[str | None, typer.Option(help="what to call the data")] = None,
+    baseline: Annotated[bool, typer.Option(help="look up the nearest training thumbnail too")] = True,
+    only: Annotated[list[str] | None, typer.Option(help="parts of the suite to run; default: all")] = None,
+) -> None:
+    """Evaluate a model on a split: metrics.json, predictions.csv, figures, and the report on the screen.
+
+    Stopped half-way, the same command goes on where it stopped.
+    """
+    from brainmri.evaluation import classification_report
+
+    if suite is not None:
+        from brainmri.suite import run_suite
+
+        classifier, _ = _load(model, engine)
+        with _stages() as progress:
+            runs = run_suite(classifier, suite, output or Path("evaluations"), only=only, progress=progress)
+        for run in runs:
+            typer.echo(f"\n{run.title}\n{classification_report(run.metrics)}")
+        return
+    if manifest is None or output is None:
+        raise DataError("evaluate needs --manifest CSV and --output DIR (or --suite DATA)")
+    from brainmri import runs as saved
+
+    classifier, _ = _load(model, engine)
+    with _stages() as progress:
+        run = saved.evaluate(
+            classifier, manifest, images, split_column, split, output, name=name, baseline=baseline, progress=progress
+        )
+    saved.export(run)
+    typer.echo(run.title)
+    typer.echo(classification_report(run.metrics))
+    _echo_rest(run.metrics)
+    typer.echo(f"written to {output}")
+
+
+def _echo_rest(metrics: dict) -> None:
+    if metrics["calibration"]:
+        typer.echo(f"ECE {metrics['calibration']['ece']:.3f}, Brier {metrics['calibration']['brier']:.3f}")
+    for level, row in metrics["conformal"].items():
+        typer.echo(f"{float(level):.0%} sets: coverage {row['coverage']:.3f}, mean size {row['mean_set_size']:.2f}")
+    if metrics["gate"]:
+        gate = metrics["gate"]
+        decided = gate["accuracy_decided"]
+        typer.echo(
+            f"rejected {gate['rejected_share']:.1%}, decided {gate['decided_share']:.1%}"
+            + (f", accuracy of what was decided {decided:.3f}" if decided is not None else "")
+        )
+    if metrics.get("baseline"):
+        typer.echo(f"nearest training thumbnail: accuracy {metrics['baseline']['accuracy']:.3f}")
+    for key, reason in metrics["undefined"].items():
+        typer.echo(f"undefined: {key} ({reason})")
+
+
+def calibrate(
+    manifest: Annotated[Path | None, typer.Option(help="CSV with path, label and a split column")] = None,
+    images: Annotated[Path | None, typer.Option(help="what the manifest's paths are relative to")] = None,
+    split_column: Annotated[str, typer.Option(help="which column names the split")] = "clean_split",
+    training_split: Annotated[str, typer.Option(help="the gate's statistics come from this split")] = "train",
+    validation_split: Annotated[str, typer.Option(help="temperature, quantiles and thresholds from this one")] = "val",
+    model: Annotated[str | None, typer.Option(help="model id; default from config.yaml")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openvino or keras; default from config.yaml")] = None,
+) -> None:
+    """Fit temperature, conformal quantiles and the not-a-brain-MRI gate; writes models/<id>.npz and the card.
+
+    Run it after every change of weights. Default data: the clean split of the configured data set.
+    """
+    from brainmri.config import load_settings
+    from brainmri.data import SPLITS_DIRECTORY
+    from brainmri.suite import calibrate as fit
+
+    settings = load_settings()
+    if manifest is None:
+        manifest, images = SPLITS_DIRECTORY / "brain_tumor_mri.csv", images or settings.data.root
+    with _stages() as progress:
+        found = fit(
+            model or settings.model.id,
+            settings.model.directory,
+            engine or settings.model.engine,
+            manifest,
+            images,
+            split_column,
+            training_split,
+            validation_split,
+            progress=progress,
+        )
+    for key, value in found.items():
+        typer.echo(f"{key}: {value}")

@@ -1,0 +1,430 @@
+"""Numbers -> figures. Each figure has one ``*_frame`` that shapes the numbers; matplotlib and Altair both draw that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from brainmri.types import CLASS_TITLES, NO_TUMOR
+
+if TYPE_CHECKING:
+    import altair
+    from matplotlib.figure import Figure
+
+PALETTE = {
+    "glioma": "#D55E00",
+    "meningioma": "#0072B2",
+    "notumor": "#009E73",
+    "pituitary": "#CC79A7",
+    "tumour against none": "#7F7F7F",
+}
+"""Okabe & Ito's colours: told apart by colour-blind readers, on light and on dark."""
+
+_OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+
+
+# --- frames: what is drawn ------------------------------------------------------------------------------------------
+
+
+def confusion_frame(metrics: dict[str, Any]) -> pd.DataFrame:
+    """``true``, ``predicted``, ``n`` and ``share`` of the true class (NaN for a class without images)."""
+    matrix = np.array(metrics["confusion_matrix"])
+    names = [CLASS_TITLES[c] for c in metrics["class_names"]]
+    support = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0)
+    return pd.DataFrame(
+        [
+            {"true": t, "predicted": p, "n": int(matrix[i, j]), "share": float(share[i, j])}
+            for i, t in enumerate(names)
+            for j, p in enumerate(names)
+        ]
+    )
+
+
+def curve_frame(metrics: dict[str, Any]) -> pd.DataFrame:
+    """Operating points of every class against the rest and of tumour against none, with the legend's text.
+
+    ``curve``, ``legend``, ``threshold``, ``sensitivity`` (= recall), ``one_minus_specificity``, ``precision``.
+    """
+    parts = []
+    curves = dict(metrics["curves"])
+    if metrics["tumour_vs_none"].get("curve"):
+        curves["tumour against none"] = metrics["tumour_vs_none"]["curve"]
+    for name, curve in curves.items():
+        tumour = name == "tumour against none"
+        area = metrics["tumour_vs_none"]["roc_auc"] if tumour else metrics["roc_auc"]["per_class"][name]
+        title = "Tumour against none" if tumour else CLASS_TITLES[name]
+        frame = pd.DataFrame(curve)
+        parts.append(
+            frame.assign(
+                curve=name,
+                legend=f"{title} (AUC {area:.3f})",
+                one_minus_specificity=1 - frame["specificity"],
+            )
+        )
+    columns = ["threshold", "sensitivity", "specificity", "precision", "curve", "legend", "one_minus_specificity"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def reliability_frame(metrics: dict[str, Any]) -> pd.DataFrame:
+    """``when`` (before / after temperature), ``mean_probability``, ``accuracy``, ``low``, ``high``, ``n`` per bin."""
+    calibration = metrics.get("calibration") or {}
+    rows = []
+    for key, title in (("before", "before temperature"), ("after", "as shown to readers")):
+        for b in (calibration.get(key) or {}).get("bins", []):
+            low, high = b["interval"] or (b["accuracy"], b["accuracy"])
+            rows.append({"when": title, **{k: b[k] for k in ("mean_probability", "accuracy", "n")}, "low": low,
+                         "high": high})  # fmt: skip
+    return pd.DataFrame(rows, columns=["when", "mean_probability", "accuracy", "n", "low", "high"])
+
+
+def robustness_frame(metrics: dict[str, Any]) -> pd.DataFrame:
+    """``perturbation``, ``severity``, ``accuracy``, ``low``, ``high``, ``rejected_share``; severity 0 is untouched."""
+    rows = []
+    for kind, points in (metrics.get("robustness") or {}).items():
+        for point in points:
+            low, high = point["interval"] or (point["accuracy"], point["accuracy"])
+            rows.append({"perturbation": kind, "severity": point["severity"], "accuracy": point["accuracy"],
+                         "low": low, "high": high, "rejected_share": point["rejected_share"]})  # fmt: skip
+    return pd.DataFrame(rows, columns=["perturbation", "severity", "accuracy", "low", "high", "rejected_share"])
+
+
+# --- matplotlib -----------------------------------------------------------------------------------------------------
+
+
+def save_figures(metrics: dict[str, Any], directory: Path | str, *, title: str = "") -> list[Path]:
+    """Write every figure that the numbers allow as PNG; returns the paths."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn: dict[str, Figure] = {
+        "confusion_matrix": plot_confusion_matrix(metrics, title=title),
+        "roc": plot_roc(metrics, title=title),
+        "precision_recall": plot_precision_recall(metrics, title=title),
+    }
+    if metrics.get("calibration"):
+        drawn["reliability"] = plot_reliability(metrics, title=title)
+    if metrics.get("robustness"):
+        drawn["robustness"] = plot_robustness(metrics, title=title)
+    if metrics.get("trade_off"):
+        drawn["gate_trade_off"] = plot_trade_off(pd.DataFrame(metrics["trade_off"]), title=title)
+    paths = []
+    for name, figure in drawn.items():
+        paths.append(Path(directory) / f"{name}.png")
+        FigureCanvasAgg(figure).print_figure(paths[-1], dpi=150)
+    return paths
+
+
+def _figure(width: float = 6.0, height: float = 5.0, title: str = "", rows: int = 1, columns: int = 1, **options):
+    from matplotlib.figure import Figure  # not pyplot: nothing global, safe in threads
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    if title:
+        figure.suptitle(title, fontsize=9, color="#555555")
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def plot_confusion_matrix(metrics: dict[str, Any], *, title: str = "") -> Figure:
+    """Counts, shaded by the share of the true class."""
+    frame = confusion_frame(metrics)
+    names = list(dict.fromkeys(frame["true"]))
+    share = frame["share"].to_numpy().reshape(len(names), -1)
+    counts = frame["n"].to_numpy().reshape(share.shape)
+    figure, axes = _figure(6.4, 5.2, title)
+    ax = axes[0, 0]
+    shown = ax.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=1)
+    for (i, j), value in np.ndenumerate(share):
+        text = f"{counts[i, j]}" + (f"\n{value:.1%}" if np.isfinite(value) else "\n–")
+        ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if value > 0.55 else "#222222")
+    ax.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    figure.colorbar(shown, ax=ax, shrink=0.8, label="share of the true class")
+    return figure
+
+
+def plot_roc(metrics: dict[str, Any], *, title: str = "") -> Figure:
+    """One curve a class against the rest, and tumour against none."""
+    figure, axes = _figure(5.6, 5.4, title)
+    ax = axes[0, 0]
+    ax.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle=":")
+    for (name, legend), part in curve_frame(metrics).groupby(["curve", "legend"], sort=False):
+        style = "--" if name == "tumour against none" else "-"
+        ax.plot(part["one_minus_specificity"], part["sensitivity"], style, color=PALETTE[name], label=legend)
+    _unit_axes(ax, "1 - specificity", "sensitivity")
+    return figure
+
+
+def plot_precision_recall(metrics: dict[str, Any], *, title: str = "") -> Figure:
+    """Precision against recall, one curve a class against the rest, and tumour against none."""
+    figure, axes = _figure(5.6, 5.4, title)
+    ax = axes[0, 0]
+    for (name, legend), part in curve_frame(metrics).groupby(["curve", "legend"], sort=False):
+        style = "--" if name == "tumour against none" else "-"
+        ax.plot(part["sensitivity"], part["precision"], style, color=PALETTE[name], label=legend.split(" (")[0])
+    _unit_axes(ax, "recall", "precision")
+    return figure
+
+
+def _unit_axes(ax, x: str, y: str) -> None:
+    ax.set(xlabel=x, ylabel=y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8, loc="lower right" if y == "sensitivity" else "lower left")
+
+
+def plot_reliability(metrics: dict[str, Any], *, title: str = "") -> Figure:
+    """Top probability against how often it was right, with intervals over groups."""
+    figure, axes = _figure(5.6, 5.4, title)
+    ax = axes[0, 0]
+    ax.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle=":")
+    for colour, (when, part) in zip(("#999999", "#0072B2"), reliability_frame(metrics).groupby("when", sort=False),
+                                    strict=False):  # fmt: skip
+        errors = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
+        ax.errorbar(part["mean_probability"], part["accuracy"], errors, fmt="o-", markersize=3, linewidth=1,
+                    color=colour, label=when)  # fmt: skip
+    _unit_axes(ax, "mean top probability of the bin", "share that was right")
+    ax.set_title(f"ECE {metrics['calibration']['ece']:.3f}", fontsize=9)
+    return figure
+
+
+def plot_robustness(metrics: dict[str, Any], *, title: str = "") -> Figure:
+    """Accuracy under each perturbation as it grows."""
+    frame = robustness_frame(metrics)
+    kinds = list(dict.fromkeys(frame["perturbation"]))
+    columns = min(4, len(kinds))
+    figure, axes = _figure(11, 5.2, title, rows=-(-len(kinds) // columns), columns=columns, sharey=True)
+    for ax, kind in zip(axes.flat, kinds, strict=False):
+        part = frame[frame["perturbation"] == kind].sort_values("severity")
+        ax.plot(part["severity"], part["accuracy"], "o-", markersize=3, color="#0072B2")
+        ax.fill_between(part["severity"], part["low"], part["high"], alpha=0.15, color="#0072B2", linewidth=0)
+        ax.set_title(kind, fontsize=9)
+        ax.set_ylim(0, 1.02)
+    for ax in list(axes.flat)[len(kinds) :]:
+        ax.set_visible(False)
+    axes[0, 0].set_ylabel("accuracy")
+    return figure
+
+
+def plot_trade_off(frame: pd.DataFrame, *, title: str = "") -> Figure:
+    """What each gate threshold rejects of other pictures, against the brain MRI it turns away."""
+    figure, axes = _figure(6, 5, title)
+    ax = axes[0, 0]
+    for colour, (kind, part) in zip(_OTHERS, frame.groupby("kind", sort=False), strict=False):
+        part = part.sort_values("wrongly_rejected")
+        ax.plot(part["wrongly_rejected"], part["rejected"], color=colour, label=str(kind).replace("_", " "))
+    at = frame.loc[np.isclose(frame["threshold"], 1.0), "wrongly_rejected"]
+    if len(at):
+        ax.axvline(float(at.iloc[0]), color="#888888", linewidth=1, linestyle=":", label="threshold in use")
+    ax.set(xlabel="brain MRI wrongly rejected", ylabel="rejected", ylim=(-0.01, 1.01), xlim=(-0.002, 0.2))
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+# --- Altair ---------------------------------------------------------------------------------------------------------
+
+
+def chart_confusion_matrix(metrics: dict[str, Any], *, normalised: bool = False) -> altair.Chart:
+    """The confusion matrix with counts, or with shares of the true class."""
+    import altair as alt
+
+    frame = confusion_frame(metrics)
+    order = list(dict.fromkeys(frame["true"]))
+    frame["text"] = [
+        ("–" if np.isnan(s) else f"{s:.1%}") if normalised else f"{n:,}"
+        for n, s in zip(frame["n"], frame["share"], strict=True)
+    ]
+    base = alt.Chart(frame).encode(
+        x=alt.X("predicted:N", sort=order, title="predicted", axis=alt.Axis(labelAngle=0, orient="top")),
+        y=alt.Y("true:N", sort=order, title="true"),
+        tooltip=["true", "predicted", alt.Tooltip("n", format=","), alt.Tooltip("share", format=".1%")],
+    )
+    cells = base.mark_rect(cornerRadius=3).encode(
+        color=alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None)
+    )
+    text = base.mark_text(fontSize=14).encode(
+        text="text", color=alt.condition("datum.share > 0.55", alt.value("white"), alt.value("#1f2937"))
+    )
+    return (cells + text).properties(height=300)
+
+
+def _class_colour(frame: pd.DataFrame, legend_columns: int = 2):
+    import altair as alt
+
+    pairs = frame[["curve", "legend"]].drop_duplicates()
+    return alt.Color(
+        "legend:N",
+        scale=alt.Scale(domain=list(pairs["legend"]), range=[PALETTE[c] for c in pairs["curve"]]),
+        legend=alt.Legend(title=None, orient="bottom", columns=legend_columns, labelLimit=260),
+    )
+
+
+def _diagonal():
+    import altair as alt
+
+    line = pd.DataFrame({"x": [0, 1], "y": [0, 1]})
+    return alt.Chart(line).mark_line(strokeDash=[2, 4], color="#999999", strokeWidth=1).encode(x="x", y="y")
+
+
+def chart_roc(metrics: dict[str, Any]) -> altair.Chart:
+    """ROC curves; hover shows the operating point."""
+    import altair as alt
+
+    frame = curve_frame(metrics)
+    lines = (
+        alt.Chart(frame)
+        .mark_line(interpolate="linear")
+        .encode(
+            x=alt.X("one_minus_specificity:Q", title="1 - specificity", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("sensitivity:Q", scale=alt.Scale(domain=[0, 1])),
+            color=_class_colour(frame, 1),
+            order="threshold:Q",
+            strokeDash=alt.condition("datum.curve == 'tumour against none'", alt.value([6, 3]), alt.value([1, 0])),
+            detail="curve:N",
+            tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "specificity"))],
+        )
+    )
+    return (_diagonal() + lines).properties(height=380)
+
+
+def chart_precision_recall(metrics: dict[str, Any]) -> altair.Chart:
+    """Precision against recall."""
+    import altair as alt
+
+    frame = curve_frame(metrics)
+    frame["legend"] = frame["legend"].str.replace(r" \(AUC.*", "", regex=True)
+    return (
+        alt.Chart(frame)
+        .mark_line()
+        .encode(
+            x=alt.X("sensitivity:Q", title="recall", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("precision:Q", scale=alt.Scale(domain=[0, 1])),
+            color=_class_colour(frame),
+            order="sensitivity:Q",
+            detail="curve:N",
+            tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "precision"))],
+        )
+        .properties(height=380)
+    )
+
+
+def chart_reliability(metrics: dict[str, Any]) -> altair.Chart:
+    """Reliability diagram before and after temperature."""
+    import altair as alt
+
+    frame = reliability_frame(metrics)
+    colour = alt.Color(
+        "when:N",
+        scale=alt.Scale(domain=["before temperature", "as shown to readers"], range=["#999999", "#0072B2"]),
+        legend=alt.Legend(title=None, orient="bottom"),
+    )
+    x = alt.X("mean_probability:Q", title="mean top probability of the bin", scale=alt.Scale(domain=[0, 1]))
+    base = alt.Chart(frame).encode(x=x, color=colour)
+    bars = base.mark_rule(opacity=0.6).encode(
+        y=alt.Y("low:Q", title="share that was right", scale=alt.Scale(domain=[0, 1])), y2="high:Q"
+    )
+    points = base.mark_line(point=True, strokeWidth=1.5).encode(
+        y="accuracy:Q",
+        tooltip=["when", "n", *(alt.Tooltip(f, format=".3f") for f in ("mean_probability", "accuracy", "low", "high"))],
+    )
+    return (_diagonal() + bars + points).properties(height=380)
+
+
+def chart_operating_point(metrics: dict[str, Any], threshold: float) -> altair.Chart:
+    """Sensitivity and specificity of tumour against none over the threshold, with the chosen one marked."""
+    import altair as alt
+
+    frame = pd.DataFrame(metrics["tumour_vs_none"]["curve"]).query("threshold <= 1")
+    long = frame.melt("threshold", ["sensitivity", "specificity"], var_name="measure", value_name="value")
+    lines = (
+        alt.Chart(long)
+        .mark_line()
+        .encode(
+            x=alt.X("threshold:Q", title="threshold on 1 - p(no tumour)", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color(
+                "measure:N",
+                scale=alt.Scale(domain=["sensitivity", "specificity"], range=["#D55E00", "#009E73"]),
+                legend=alt.Legend(title=None, orient="bottom"),
+            ),
+            tooltip=["measure", alt.Tooltip("threshold", format=".3f"), alt.Tooltip("value", format=".3f")],
+        )
+    )
+    mark = alt.Chart(pd.DataFrame({"threshold": [threshold]})).mark_rule(strokeDash=[4, 3], color="#888888")
+    return (lines + mark.encode(x="threshold:Q")).properties(height=260)
+
+
+def chart_robustness(metrics: dict[str, Any]) -> altair.Chart:
+    """Small multiples of accuracy as each perturbation grows."""
+    import altair as alt
+
+    frame = robustness_frame(metrics)
+    base = alt.Chart(frame).encode(x=alt.X("severity:Q", title=None))
+    band = base.mark_area(opacity=0.15, color="#0072B2").encode(y="low:Q", y2="high:Q")
+    line = base.mark_line(point=True, color="#0072B2").encode(
+        y=alt.Y("accuracy:Q", scale=alt.Scale(domain=[0, 1])),
+        tooltip=[
+            "perturbation",
+            "severity",
+            *(alt.Tooltip(f, format=".3f") for f in ("accuracy", "low", "high", "rejected_share")),
+        ],
+    )
+    return (
+        (band + line)
+        .properties(width=150, height=130)
+        .facet(facet=alt.Facet("perturbation:N", title=None), columns=4)
+        .resolve_scale(x="independent")
+    )
+
+
+def chart_trade_off(frame: pd.DataFrame) -> altair.Chart:
+    """Rejected pictures of each kind against brain MRI wrongly rejected, at every gate threshold."""
+    import altair as alt
+
+    shown = frame.assign(kind=frame["kind"].str.replace("_", " "))
+    lines = (
+        alt.Chart(shown)
+        .mark_line()
+        .encode(
+            x=alt.X("wrongly_rejected:Q", title="brain MRI wrongly rejected", axis=alt.Axis(format="%")),
+            y=alt.Y("rejected:Q", title="rejected", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color(
+                "kind:N", scale=alt.Scale(range=list(_OTHERS)), legend=alt.Legend(title=None, orient="bottom")
+            ),
+            order="threshold:Q",
+            tooltip=["kind", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "wrongly_rejected", "rejected"))],
+        )
+    )
+    at = shown[np.isclose(shown["threshold"], 1.0)].head(1)
+    mark = alt.Chart(at).mark_rule(strokeDash=[4, 3], color="#888888").encode(x="wrongly_rejected:Q")
+    return (lines + mark).properties(height=320)
+
+
+def chart_subgroups(rows: list[dict[str, Any]], column: str, measure: str = "accuracy") -> altair.Chart:
+    """A dot with its interval per value of one subgroup column."""
+    import altair as alt
+
+    frame = pd.DataFrame([r for r in rows if r["column"] == column and r.get(measure) is not None])
+    spans = frame[f"{measure}_interval"] if f"{measure}_interval" in frame else [None] * len(frame)
+    frame["low"], frame["high"] = zip(*[s or (v, v) for s, v in zip(spans, frame[measure], strict=True)], strict=True)
+    frame["name"] = [f"{v} (n = {n:,})" for v, n in zip(frame["value"], frame["n"], strict=True)]
+    base = alt.Chart(frame).encode(y=alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=220)))
+    title = "AUC, tumour against none" if measure == "tumour_roc_auc" else measure
+    rule = base.mark_rule(color="#0072B2").encode(
+        x=alt.X("low:Q", title=title, scale=alt.Scale(domain=[0, 1])), x2="high:Q"
+    )
+    dots = base.mark_point(filled=True, size=70, color="#0072B2").encode(
+        x=f"{measure}:Q",
+        tooltip=["value", "n", "n_groups", *(alt.Tooltip(f, format=".3f") for f in (measure, "low", "high"))],
+    )
+    return (rule + dots).properties(height=max(60, 34 * len(frame)))
+
+
+def class_title(name: str) -> str:
+    """A class id or ``tumour`` as a reader sees it."""
+    return CLASS_TITLES.get(name, "Tumour, type unknown" if name and name != NO_TUMOR else name)

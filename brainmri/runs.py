@@ -1,0 +1,414 @@
+"""Evaluation runs: predict a table of images so that stopping loses nothing, measure, save, reopen, export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from brainmri.data import read_manifest, read_pixels, select_split
+from brainmri.decision import LEVELS
+from brainmri.errors import DataError, ModelError
+from brainmri.types import CLASS_NAMES
+
+if TYPE_CHECKING:
+    from brainmri.inference import Classifier
+
+CHUNK = 64
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.parquet"
+KEPT_COLUMNS = ("path", "label", "split", "group", "plane", "source", "sequence", "kind", "mirrored", "mask",
+                "seen_in_training")  # fmt: skip
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A saved evaluation: ``<directory>/metrics.json`` and ``predictions.parquet``.
+
+    Attributes
+    ----------
+    metrics : dict
+        What `evaluation.measure` returned, with ``model``, ``data``, ``environment`` and ``created``.
+    """
+
+    directory: Path
+    metrics: dict[str, Any] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """Name of its folder."""
+        return self.directory.name
+
+    @property
+    def title(self) -> str:
+        """Model, data, split and n: the four things no figure goes without."""
+        data = self.metrics["data"]
+        return f"{self.metrics['model']['id']} · {data['name']} · {data['split']} · n = {self.metrics['n']:,}"
+
+    def predictions(self) -> pd.DataFrame:
+        """One row an image; see `predict_rows`."""
+        path = self.directory / PREDICTIONS_FILE
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.id}: {PREDICTIONS_FILE} cannot be read ({error}); evaluate again") from error
+
+
+# --- predicting -----------------------------------------------------------------------------------------------------
+
+
+def predict_rows(
+    classifier: Classifier,
+    rows: pd.DataFrame,
+    work: Path | str,
+    *,
+    progress: Progress | None = None,
+    read: Callable[[str], np.ndarray] = read_pixels,
+) -> pd.DataFrame:
+    """Predict every image of a table; finished chunks are kept under ``work`` and not computed again.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``path``, ``file``, ``label``, ``group`` as `data.read_manifest` gives them.
+    work : path
+        Folder for finished chunks of this model and these rows; removed when all are there.
+    progress : callable, optional
+        Called with images done and in all.
+    read : callable, optional
+        File to grey pixels.
+
+    Returns
+    -------
+    DataFrame
+        The rows' own columns (those of ``KEPT_COLUMNS``), ``logit_<class>``, ``p_<class>``, ``predicted``,
+        ``decision``, ``set_90``, ``set_95`` (classes joined by ``|``), ``ood_score``, ``height``, ``width``,
+        ``mean_grey``.
+
+    Raises
+    ------
+    InvalidImageError
+        A file that is no image; what was finished is kept.
+    ModelError
+        Probabilities that are no numbers.
+    """
+    work = Path(work) / _key(classifier, rows)
+    work.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        path = work / f"{start:07d}.parquet"
+        chunk = rows.iloc[start : start + CHUNK]
+        if path.is_file():
+            parts.append(pd.read_parquet(path))
+        else:
+            parts.append(_predict_chunk(classifier, chunk, read))
+            temporary = path.with_suffix(".tmp")
+            parts[-1].to_parquet(temporary)
+            os.replace(temporary, path)
+        if progress:
+            progress(min(start + CHUNK, len(rows)), len(rows))
+    table = pd.concat(parts, ignore_index=True)
+    shutil.rmtree(work)
+    if not any(work.parent.iterdir()):
+        work.parent.rmdir()
+    return table
+
+
+def _key(classifier: Classifier, rows: pd.DataFrame) -> str:
+    rule = classifier.rule
+    said = [classifier.card.weights_sha256, classifier.engine.name, classifier.engine.precision, rule.temperature]
+    said += [rule.quantiles, rule.gate.thresholds.tolist() if rule.gate else None, CHUNK]
+    said.append(rows[["path", "label", "group"]].to_csv(index=False))
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[str], np.ndarray]) -> pd.DataFrame:
+    images = [read(file) for file in chunk["file"]]
+    table = chunk[[c for c in KEPT_COLUMNS if c in chunk.columns]].reset_index(drop=True)
+    answers = predict_table(classifier, images)
+    if not np.isfinite(answers[[f"p_{c}" for c in CLASS_NAMES]].to_numpy()).all():
+        bad = int(np.flatnonzero(~np.isfinite(answers[f"p_{CLASS_NAMES[0]}"]))[0])
+        raise ModelError(
+            f"{table['path'].iloc[bad]}: the network's answer is not a number; the weights or the engine "
+            f"({classifier.engine.name}, {classifier.engine.precision}) are broken"
+        )
+    table = pd.concat([table, answers], axis=1)
+    # The manifest knows the original's size where the images at hand are scaled copies.
+    for name, axis in (("height", 0), ("width", 1)):
+        own = pd.Series([image.shape[axis] for image in images])
+        table[name] = pd.to_numeric(chunk[name], errors="coerce").to_numpy() if name in chunk else own
+        table[name] = table[name].fillna(own).astype("int32")
+    table["mean_grey"] = np.array([image[image > 15].mean() if (image > 15).any() else 0 for image in images], "f4")
+    return table
+
+
+def predict_table(classifier: Classifier, images: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Answers to images as a table: the columns that `predict_rows` adds."""
+    answer = classifier.predict(images)
+    columns: dict[str, Any] = {f"logit_{c}": answer.logits[:, i] for i, c in enumerate(CLASS_NAMES)}
+    columns |= {f"p_{c}": answer.probabilities[:, i] for i, c in enumerate(CLASS_NAMES)}
+    columns["predicted"] = [CLASS_NAMES[i] for i in answer.probabilities.argmax(axis=1)]
+    columns["decision"] = list(answer.decisions)
+    for level in LEVELS:
+        members = classifier.rule.prediction_sets(answer.probabilities, level)
+        columns[f"set_{level * 100:.0f}"] = ["|".join(np.array(CLASS_NAMES)[m]) for m in members]
+    columns["ood_score"] = answer.ood_score
+    return pd.DataFrame(columns)
+
+
+def add_subgroups(table: pd.DataFrame) -> pd.DataFrame:
+    """Add ``size`` and ``brightness`` columns, from what was measured while predicting."""
+    longest = table[["height", "width"]].max(axis=1)
+    size = pd.cut(longest, [0, 256, 511, 512, 1e9], labels=["≤ 256 px", "257–511 px", "512 px", "> 512 px"])
+    brightness = pd.cut(table["mean_grey"], [-1, 60, 90, 256], labels=["dark", "medium", "bright"])
+    return table.assign(size=size.astype(str), brightness=brightness.astype(str))
+
+
+# --- baseline -------------------------------------------------------------------------------------------------------
+
+
+def thumbnail(pixels: np.ndarray, side: int = 32) -> np.ndarray:
+    """Small copy with mean 0 and norm 1, so that a dot product is a correlation; float32 (side * side,)."""
+    from PIL import Image
+
+    small = np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX), np.float32).ravel()
+    small = small - small.mean()
+    return small / max(float(np.linalg.norm(small)), 1e-6)
+
+
+def nearest_neighbour_baseline(
+    training: pd.DataFrame, rows: pd.DataFrame, *, progress: Progress | None = None
+) -> dict[str, Any] | None:
+    """What the label of the most similar training thumbnail gets right: the bar any model must clear by far.
+
+    Returns
+    -------
+    dict or None
+        ``accuracy``, ``interval``, ``n_training``; None where there is nothing to look up.
+    """
+    from brainmri.evaluation import GroupBootstrap
+
+    typed = rows[rows["label"].isin(CLASS_NAMES)]
+    training = training[training["label"].isin(CLASS_NAMES)]
+    if typed.empty or training.empty:
+        return None
+    total, thumbnails = len(training) + len(typed), []
+    for done, file in enumerate([*training["file"], *typed["file"]], start=1):
+        thumbnails.append(thumbnail(read_pixels(file)))
+        if progress and (done % 50 == 0 or done == total):
+            progress(done, total)
+    known, asked = np.stack(thumbnails[: len(training)]), np.stack(thumbnails[len(training) :])
+    nearest = np.concatenate([(part @ known.T).argmax(axis=1) for part in np.array_split(asked, len(asked) // 512 + 1)])
+    right = training["label"].to_numpy()[nearest] == typed["label"].to_numpy()
+    return {
+        "accuracy": round(float(right.mean()), 6),
+        "interval": GroupBootstrap(typed["group"]).mean(right.astype(float)),
+        "n_training": len(training),
+        "method": "label of the most correlated 32 x 32 thumbnail of the split 'train'",
+    }
+
+
+# --- a whole evaluation ---------------------------------------------------------------------------------------------
+
+
+def read_rows(manifest: Path | str, images: Path | str | None, split_column: str) -> pd.DataFrame:
+    """A manifest as `data.read_manifest` reads it, with ``source`` and ``seen_in_training`` where they can be known."""
+    table = read_manifest(manifest, images, split_column)
+    if "patient" in table.columns:
+        table["group"] = table["patient"]
+    if "figshare_index" in table.columns:
+        table["source"] = np.where(table["figshare_index"] != "", "figshare", "other")
+    if "clean_split" in table.columns and split_column != "clean_split":
+        seen = set(table.loc[table["clean_split"] == "train", "group"])
+        table["seen_in_training"] = np.where(table["group"].isin(seen), "yes", "no")
+    return table
+
+
+def evaluate(
+    classifier: Classifier,
+    manifest: Path | str,
+    images: Path | str | None,
+    split_column: str,
+    split: str,
+    output: Path | str,
+    *,
+    name: str | None = None,
+    baseline: bool = True,
+    training_split: str = "train",
+    progress: Callable[[str], Progress] | None = None,
+) -> Run:
+    """Evaluate one split of one manifest and save the run.
+
+    Parameters
+    ----------
+    output : path
+        The run's folder; an interrupted run there goes on where it stopped.
+    name : str, optional
+        Of the data; default: the manifest's folder or file name.
+    baseline : bool
+        Also look up the nearest training thumbnail (reads every training image).
+    progress : callable, optional
+        Called with a stage's name; gives the callable that takes images done and in all.
+
+    Raises
+    ------
+    DataError, InvalidImageError, ModelError
+        Empty split, missing files, foreign labels, broken weights.
+    """
+    manifest = Path(manifest)
+    table = read_rows(manifest, images, split_column)
+    rows = select_split(table, split)
+    predictions = predict_rows(
+        classifier, rows, Path(output) / "partial", progress=progress("predicting") if progress else None
+    )
+    metrics: dict[str, Any] = {}
+    if baseline:
+        training = table[(table["split"] == training_split) & table["file"].map(lambda f: Path(f).is_file())]
+        if split == training_split or training.empty:
+            metrics["baseline"] = None
+        else:
+            metrics["baseline"] = nearest_neighbour_baseline(
+                training, rows, progress=progress("nearest neighbours") if progress else None
+            )
+    data = {
+        "name": name or (manifest.stem if manifest.stem != "manifest" else manifest.resolve().parent.name),
+        "manifest": manifest.name,
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "split_column": split_column,
+        "split": split,
+    }
+    return save_run(output, classifier, predictions, data, metrics)
+
+
+def save_run(
+    output: Path | str,
+    classifier: Classifier,
+    predictions: pd.DataFrame,
+    data: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+) -> Run:
+    """Measure a table of predictions and write ``metrics.json`` and ``predictions.parquet``."""
+    from brainmri.evaluation import measure
+
+    output = Path(output)
+    predictions = add_subgroups(predictions)
+    measured = measure(predictions, tumour_threshold=classifier.rule.tumour_threshold)
+    metrics = {
+        "model": {
+            "id": classifier.card.id,
+            "weights_sha256": classifier.card.weights_sha256,
+            "engine": classifier.engine.name,
+            "precision": classifier.engine.precision,
+            "temperature": classifier.rule.temperature,
+            "calibrated": bool(classifier.rule.weights_sha256),
+        },
+        "data": data,
+        **measured,
+        **(extra or {}),
+        "environment": environment(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if metrics.get("baseline", ...) is None:
+        metrics["undefined"]["baseline"] = "no training images to look up, or none with one of the four classes"
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = output / f"{PREDICTIONS_FILE}.tmp"
+    _compact(predictions).to_parquet(temporary, compression="zstd", index=False)
+    os.replace(temporary, output / PREDICTIONS_FILE)
+    write_metrics(output, metrics)
+    return Run(output, metrics)
+
+
+def write_metrics(output: Path | str, metrics: dict[str, Any]) -> None:
+    """Write ``metrics.json``, whole or not at all."""
+    path = Path(output) / METRICS_FILE
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+def _compact(table: pd.DataFrame) -> pd.DataFrame:
+    """Half the size and a quarter of the opening time: repeated words become categories."""
+    table = table.copy()
+    for column in table.columns:
+        if table[column].dtype.kind in "OTU" or str(table[column].dtype).startswith("str"):
+            table[column] = table[column].astype(str)
+            if table[column].nunique() < max(20, len(table) // 10):
+                table[column] = table[column].astype("category")
+        elif table[column].dtype == np.float64:
+            table[column] = table[column].astype(np.float32)
+    return table
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were computed with."""
+    import importlib.metadata as metadata
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    packages = ("numpy", "pandas", "scikit-learn", "keras", "tensorflow", "openvino")
+    from brainmri import __version__
+
+    return {
+        "brainmri": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "cpu_count": os.cpu_count(),
+        "packages": {p: v for p in packages if (v := version(p))},
+    }
+
+
+def open_run(directory: Path | str) -> Run:
+    """Open a saved run; predictions are read when asked for.
+
+    Raises
+    ------
+    DataError
+        No run there, or a damaged one.
+    """
+    directory = Path(directory)
+    try:
+        metrics = json.loads((directory / METRICS_FILE).read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{directory}: no saved evaluation there (no {METRICS_FILE})") from error
+    except ValueError as error:
+        raise DataError(f"{directory.name}/{METRICS_FILE}: damaged ({error}); evaluate again") from error
+    if not isinstance(metrics, dict) or not {"model", "data", "n"} <= set(metrics):
+        raise DataError(f"{directory.name}/{METRICS_FILE}: not what 'brainmri evaluate' writes; evaluate again")
+    return Run(directory, metrics)
+
+
+def list_runs(root: Path | str) -> list[Run]:
+    """All runs in a folder that open, newest first; damaged ones are left out."""
+    runs = []
+    for path in Path(root).glob(f"*/{METRICS_FILE}"):
+        try:
+            runs.append(open_run(path.parent))
+        except DataError:
+            continue
+    return sorted(runs, key=lambda run: (run.metrics.get("created", ""), run.id), reverse=True)
+
+
+def export(run: Run, output: Path | str | None = None) -> list[Path]:
+    """Write ``predictions.csv`` and the figures as PNG beside a run (or into ``output``)."""
+    from brainmri import displays
+
+    output = Path(output or run.directory)
+    output.mkdir(parents=True, exist_ok=True)
+    table = output / "predictions.csv"
+    run.predictions().to_csv(table, index=False)
+    return [table, *displays.save_figures(run.metrics, output, title=run.title)]

@@ -1,0 +1,394 @@
+"""The release suite: every evaluation that a shipped model comes with, and the fit of its decision rule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from brainmri import runs, shortcuts
+from brainmri.data import read_pixels, select_split
+from brainmri.decision import (
+    LEVELS,
+    DecisionRule,
+    conformal_quantile,
+    describe,
+    fit_gate,
+    fit_temperature,
+    softmax,
+)
+from brainmri.errors import BrainMRIError, DataError
+from brainmri.evaluation import choose_threshold, trade_off
+from brainmri.types import CLASS_NAMES, NO_TUMOR
+
+if TYPE_CHECKING:
+    from brainmri.inference import Classifier
+    from brainmri.runs import Progress, Run
+
+Stages = Callable[[str], "Progress"]
+MANIFEST = "manifest.csv"
+KAGGLE = "brain_tumor_mri"
+STRANGE = "out_of_distribution"
+SETS = {
+    "clean-test": (KAGGLE, "clean_split", "test"),
+    "official-test": (KAGGLE, "official_split", "test"),
+    "lgg-test": ("lgg", "split", "test"),
+    "brisc-notumor-test": ("brisc_notumor", "split", "test"),
+    "br35h-tumour-test": ("br35h_tumour", "split", "test"),
+}
+"""Part of the suite -> data folder, split column, split."""
+PARTS = (*SETS, "out-of-distribution", "robustness", "shortcuts")
+BATCH = 32
+
+
+# --- fitting the decision rule --------------------------------------------------------------------------------------
+
+
+def calibrate(
+    model_id: str,
+    directory: Path | str,
+    engine: str,
+    manifest: Path | str,
+    images: Path | str | None,
+    split_column: str = "clean_split",
+    training_split: str = "train",
+    validation_split: str = "val",
+    *,
+    progress: Stages | None = None,
+) -> dict[str, Any]:
+    """Fit temperature, conformal quantiles, tumour threshold and gate; write ``<id>.npz`` and the card.
+
+    The gate's statistics come from the training split (every group counts once), everything else from validation.
+
+    Returns
+    -------
+    dict
+        What went into the card under ``decision``.
+
+    Raises
+    ------
+    DataError, ModelError
+        Missing images or classes, or weights that are not the card's.
+    """
+    from brainmri.inference import load_classifier
+    from brainmri.model import write_card
+
+    classifier = load_classifier(model_id, directory, engine, rule=DecisionRule())
+    table = runs.read_rows(manifest, images, split_column)
+    training, validation = select_split(table, training_split), select_split(table, validation_split)
+    absent = sorted(set(CLASS_NAMES) - set(validation["label"]))
+    if absent or not validation["label"].isin(CLASS_NAMES).all():
+        raise DataError(
+            f"split '{validation_split}' is needed with the four classes and no other label; "
+            f"it {'lacks ' + ', '.join(absent) if absent else 'has unknown types'}"
+        )
+    logits, descriptors = _forward(classifier, validation["file"], progress and progress("validation images"))
+    _, known = _forward(classifier, training["file"], progress and progress("training images"))
+    rule = fit_rule(logits, validation["label"], known, descriptors, training["group"], classifier.card.weights_sha256)
+    rule.save(Path(directory) / f"{model_id}.npz")
+    said = {
+        "temperature": round(rule.temperature, 6),
+        "conformal_quantiles": dict(zip((f"{v:.2f}" for v in LEVELS), rule.quantiles, strict=True)),
+        "tumour_threshold": rule.tumour_threshold,
+        "gate": "largest of three Mahalanobis distances, each over its validation threshold",
+        "fitted_on": {
+            "manifest": Path(manifest).name,
+            "manifest_sha256": hashlib.sha256(Path(manifest).read_bytes()).hexdigest(),
+            "split_column": split_column,
+            "training_split": training_split,
+            "n_training": len(training),
+            "validation_split": validation_split,
+            "n_validation": len(validation),
+        },
+    }
+    write_card(classifier.card.model_copy(update={"decision": said}), directory)
+    return said
+
+
+def fit_rule(
+    logits: np.ndarray,
+    labels: Sequence[str],
+    training: tuple[np.ndarray, ...],
+    validation: tuple[np.ndarray, ...],
+    training_groups: Sequence[Any],
+    weights_sha256: str,
+) -> DecisionRule:
+    """Fit a rule from validation logits and the descriptors (`decision.describe`) of both splits."""
+    y_true = np.array([CLASS_NAMES.index(v) for v in labels])
+    temperature = fit_temperature(logits, y_true)
+    # float32, as the probabilities will be that the quantiles are compared with
+    p = softmax(logits / temperature).astype(np.float32)
+    groups = pd.Series(list(training_groups))
+    none = CLASS_NAMES.index(NO_TUMOR)
+    return DecisionRule(
+        temperature,
+        tuple(conformal_quantile(p, y_true, level) for level in LEVELS),
+        fit_gate(training, validation, 1.0 / groups.groupby(groups).transform("size").to_numpy()),
+        weights_sha256,
+        choose_threshold(y_true != none, 1 - p[:, none]),
+    )
+
+
+def _forward(classifier: Classifier, files: Sequence[str], progress: Progress | None):
+    """Logits, and the gate's descriptors, of image files."""
+    files, logits, described = list(files), [], []
+    for start in range(0, len(files), BATCH):
+        answer = classifier.predict([read_pixels(file) for file in files[start : start + BATCH]])
+        logits.append(answer.logits)
+        described.append(describe(answer.feature_maps, answer.inputs))
+        if progress:
+            progress(min(start + BATCH, len(files)), len(files))
+    return np.concatenate(logits), tuple(np.concatenate(column) for column in zip(*described, strict=True))
+
+
+# --- the suite ------------------------------------------------------------------------------------------------------
+
+
+def run_suite(
+    classifier: Classifier,
+    data: Path | str,
+    output: Path | str,
+    *,
+    only: Sequence[str] | None = None,
+    progress: Stages | None = None,
+) -> list[Run]:
+    """Evaluate a model on everything that a data folder holds; runs go to ``<output>/<model id>-<part>/``.
+
+    Robustness and shortcuts become part of the clean-test run. What is finished is kept; starting again goes on, and
+    only other weights or other data make it start over.
+
+    Parameters
+    ----------
+    data : path
+        Holds ``brain_tumor_mri``, ``lgg``, ``brisc_notumor``, ``br35h_tumour`` (each with ``manifest.csv``),
+        ``out_of_distribution/<kind>/`` and ``dicom/head_t1``; what is missing is left out.
+    only : sequence of str, optional
+        Some of ``PARTS``.
+
+    Raises
+    ------
+    DataError
+        An unknown part, or no data at all.
+    """
+    data, output = Path(data), Path(output)
+    strange = sorted(set(only or ()) - set(PARTS))
+    if strange:
+        raise DataError(f"unknown part '{strange[0]}' of the suite; known: {', '.join(PARTS)}")
+    wanted = [part for part in PARTS if not only or part in only]
+    made: dict[str, Run] = {}
+    for part in (p for p in wanted if p in SETS):
+        folder, column, split = SETS[part]
+        if not (data / folder / MANIFEST).is_file():
+            continue
+        made[part] = runs.evaluate(
+            classifier,
+            data / folder / MANIFEST,
+            data / folder,
+            column,
+            split,
+            _folder(classifier, output, part),
+            name=folder,
+            baseline=folder == KAGGLE,
+            progress=_named(progress, part),
+        )
+    if "out-of-distribution" in wanted and (data / STRANGE).is_dir():
+        made["out-of-distribution"] = _strange_run(classifier, data, output, progress)
+    for part, compute in (("robustness", _robustness), ("shortcuts", _shortcuts)):
+        if part in wanted and (data / KAGGLE / MANIFEST).is_file():
+            made["clean-test"] = _extend_clean_run(classifier, data, output, part, compute, progress)
+    if not made:
+        raise DataError(f"{data}: holds none of {', '.join({f for f, _, _ in SETS.values()})}, {STRANGE}")
+    return list(made.values())
+
+
+def _named(progress: Stages | None, part: str) -> Stages | None:
+    return None if progress is None else lambda stage: progress(f"{part}: {stage}")
+
+
+def _folder(classifier: Classifier, output: Path, part: str) -> Path:
+    return output / f"{classifier.card.id}-{part}"
+
+
+def _open(classifier: Classifier, output: Path, part: str) -> Run | None:
+    """A part's saved run if it is of these weights."""
+    try:
+        run = runs.open_run(_folder(classifier, output, part))
+    except DataError:
+        return None
+    return run if run.metrics["model"]["weights_sha256"] == classifier.card.weights_sha256 else None
+
+
+def _extend_clean_run(classifier, data, output, part, compute, progress) -> Run:
+    run = _open(classifier, output, "clean-test")
+    if run is None:
+        raise DataError(f"'{part}' extends the clean-test run of the same weights; evaluate that part first")
+    rows = runs.read_rows(data / KAGGLE / MANIFEST, data / KAGGLE, "clean_split")
+    found = compute(classifier, data, output, rows, run, _named(progress, part))
+    metrics = {**runs.open_run(run.directory).metrics, part: found}
+    runs.write_metrics(run.directory, metrics)
+    return runs.Run(run.directory, metrics)
+
+
+def _robustness(classifier, data, output, rows, run, progress):
+    return shortcuts.robustness(classifier, select_split(rows, "test"), progress=progress and progress("curves"))
+
+
+def _shortcuts(classifier, data, output, rows, run, progress) -> dict[str, Any]:
+    """The panel: each entry is None where its data are missing."""
+    test = select_split(rows, "test")
+    known = {part: _open(classifier, output, part) for part in SETS}
+    found: dict[str, Any] = dict.fromkeys(("lgg_by_sequence", "within_plane", "br35h_groups", "head_t1"))
+    if lgg := known["lgg-test"]:
+        found["lgg_by_sequence"] = {
+            row["value"]: {"roc_auc": row["tumour_roc_auc"], "interval": row["tumour_roc_auc_interval"], "n": row["n"]}
+            for row in lgg.metrics["subgroups"]
+            if row["column"] == "sequence"
+        }
+    if brisc := known["brisc-notumor-test"]:
+        found["within_plane"] = shortcuts.within_plane_auc(run.predictions(), brisc.predictions())
+    if br35h := known["br35h-tumour-test"]:
+        binary = br35h.metrics["tumour_vs_none"]
+        found["br35h_groups"] = {"found": binary["tumour_groups_found"], "groups": binary["tumour_groups"]}
+    if (strange := _open(classifier, output, "out-of-distribution")) is not None:
+        found["head_t1"] = strange.metrics.get("head_t1")
+    found["counterfactuals"] = shortcuts.counterfactuals(
+        classifier, test, data / KAGGLE, progress=progress and progress("counterfactuals")
+    )
+    found["source_probe"] = shortcuts.source_probe(
+        classifier, _healthy(data, rows), progress=progress and progress("source probe")
+    )
+    found["blind"] = shortcuts.blind_classifiers(
+        select_split(rows, "train"), test, progress=progress and progress("blind classifiers")
+    )
+    return found
+
+
+def _healthy(data: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Pictures without tumour from every collection at hand, with their ``source``."""
+    parts = [rows[rows["label"] == NO_TUMOR].assign(source="Kaggle notumor")]
+    for folder, source in (("brisc_notumor", "BRISC"), ("lgg", "TCGA LGG")):
+        if (data / folder / MANIFEST).is_file():
+            table = runs.read_rows(data / folder / MANIFEST, data / folder, "split")
+            parts.append(table[table["label"] == NO_TUMOR].assign(source=source))
+    return pd.concat([part[["path", "file", "group", "source"]] for part in parts], ignore_index=True)
+
+
+# --- pictures that are no brain MRI ---------------------------------------------------------------------------------
+
+
+def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Stages | None) -> Run:
+    """Rejected share per kind of picture, the gate's trade-off against clean test, and MRI it should accept."""
+    pixels: dict[str, np.ndarray] = {}
+    rows = []
+    for folder in sorted(p for p in (data / STRANGE).iterdir() if p.is_dir()):
+        rows += [(f"{folder.name}/{f.name}", str(f), folder.name) for f in sorted(folder.iterdir()) if f.is_file()]
+    for kind, found in (("head_t1", _head_slices(data)), ("synthetic", _synthetic())):
+        for name, image in found.items():
+            key = f"{kind}/{name}"
+            pixels[key] = image
+            rows.append((key, key, kind))
+    table = pd.DataFrame(rows, columns=["path", "file", "kind"]).assign(label="", split="all")
+    table["group"] = table["path"]
+    folder = _folder(classifier, output, "out-of-distribution")
+    predictions = runs.predict_rows(
+        classifier,
+        table,
+        folder / "partial",
+        progress=progress and progress("out-of-distribution: predicting"),
+        read=lambda file: pixels[file] if file in pixels else read_pixels(file),
+    )
+    scores = {str(k): part["ood_score"].to_numpy(float) for k, part in predictions.groupby("kind")}
+    extra: dict[str, Any] = {"kinds": {k: _kind(predictions[predictions["kind"] == k]) for k in scores}}
+    head = predictions[predictions["kind"] == "head_t1"]
+    if len(head):
+        extra["head_t1"] = {
+            "n": len(head),
+            "accepted": int((head["decision"] != "rejected").sum()),
+            "called_none": int((head["predicted"] == NO_TUMOR).sum()),
+            "slices": {
+                str(p).split("/")[-1]: {"decision": str(d), "predicted": str(c)}
+                for p, d, c in zip(head["path"], head["decision"], head["predicted"], strict=True)
+            },
+        }
+    clean = _open(classifier, output, "clean-test")
+    if clean is not None and classifier.rule.gate is not None:
+        brain = clean.predictions()["ood_score"].to_numpy(float)
+        strange = {k: v for k, v in scores.items() if k not in ("synthetic", "head_t1")}
+        extra["trade_off"] = trade_off(brain, strange).round(6).to_dict("list")
+        extra["clean_test_rejected"] = round(float((brain > classifier.rule.ood_threshold).mean()), 6)
+    source = {"name": STRANGE, "manifest": None, "manifest_sha256": None, "split_column": None, "split": "all"}
+    return runs.save_run(folder, classifier, predictions, source, extra)
+
+
+def _kind(part: pd.DataFrame) -> dict[str, Any]:
+    return {"n": len(part), "rejected_share": round(float((part["decision"] == "rejected").mean()), 6)}
+
+
+def _head_slices(data: Path) -> dict[str, np.ndarray]:
+    """A healthy head from another scanner, where the data folder has one."""
+    from brainmri.config import load_settings
+    from brainmri.pipeline import read_slices
+
+    found: dict[str, np.ndarray] = {}
+    settings = load_settings()
+    for file in sorted((data / "dicom" / "head_t1").glob("*.dcm")):
+        try:
+            found[file.stem] = read_slices(file.read_bytes(), file.name, settings)[0].pixels
+        except BrainMRIError:
+            continue
+    return found
+
+
+def _synthetic() -> dict[str, np.ndarray]:
+    from brainmri.synthetic import samples
+
+    return {name: sample.slice.pixels for name, sample in samples().items()}
+
+
+def summary(output: Path | str, model_id: str) -> dict[str, Any]:
+    """The figures that a model card and its documentation quote, from a suite's saved runs."""
+    found: dict[str, Any] = {}
+    for part in (*SETS, "out-of-distribution"):
+        try:
+            m = runs.open_run(Path(output) / f"{model_id}-{part}").metrics
+        except DataError:
+            continue
+        key = part.replace("-", "_")
+        if part == "out-of-distribution":
+            found[key] = {k: v["rejected_share"] for k, v in m["kinds"].items()}
+            found[key]["clean_test_wrongly_rejected"] = m.get("clean_test_rejected")
+            continue
+        binary = m["tumour_vs_none"]
+        found[key] = {
+            "n": m["n"],
+            "accuracy": m["accuracy"],
+            "accuracy_interval": m["intervals"].get("accuracy"),
+            "macro_f1": m["macro_f1"],
+            "recall": {c: row["recall"] for c, row in m["per_class"].items()},
+            "tumour_roc_auc": binary["roc_auc"],
+            "tumour_sensitivity": binary["at_threshold"]["sensitivity"],
+            "tumour_specificity": binary["at_threshold"]["specificity"],
+            "ece": m["calibration"]["ece"] if m["calibration"] else None,
+            "conformal": {k: [v["coverage"], v["mean_set_size"]] for k, v in m["conformal"].items()},
+            "rejected_share": m["gate"]["rejected_share"] if m["gate"] else None,
+            "accuracy_decided": m["gate"]["accuracy_decided"] if m["gate"] else None,
+        }
+        for name in ("baseline", "shortcuts"):
+            if m.get(name):
+                found[key][name] = m[name]
+        seen = {r["value"]: r["accuracy"] for r in m.get("subgroups", []) if r["column"] == "seen_in_training"}
+        if seen:
+            found[key]["accuracy_by_slice_seen_in_training"] = seen
+    return found
+
+
+def write_summary(output: Path | str, model_id: str) -> Path:
+    """Write ``<output>/<model_id>.json`` with `summary`."""
+    path = Path(output) / f"{model_id}.json"
+    path.write_text(json.dumps(summary(output, model_id), indent=1, allow_nan=False) + "\n", "utf-8")
+    return path
