@@ -98,14 +98,22 @@ class TextSetter:
                 if line.strip():
                     lines.append(line.rstrip())
                 line = piece.lstrip()
-                while self.width(line.rstrip(), size, bold=bold) > width and len(line) > 1:
-                    cut = len(line) - 1
-                    while cut > 1 and self.width(line[:cut], size, bold=bold) > width:
-                        cut -= 1
+                while len(line) > 1 and (cut := self._fitting(line, width, size, bold)) < len(line.rstrip()):
                     lines.append(line[:cut])
                     line = line[cut:]
             lines.append(line.rstrip())
         return lines
+
+    def _fitting(self, text: str, width: float, size: float, bold: bool) -> int:
+        """How many characters of a word that is too long fit on a line, at least one."""
+        low, high = 1, min(len(text.rstrip()), int(width / size * 8) + 2)  # no glyph run is narrower than that
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.width(text[:middle], size, bold=bold) <= width:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def is_rtl(self, text: str) -> bool:
         """True where a paragraph runs from right to left."""

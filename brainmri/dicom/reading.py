@@ -201,12 +201,13 @@ def _read_one(content: bytes, name: str, settings: Settings, insist: bool) -> li
         raise InvalidDicomError(f"{name}: not a DICOM file; its first bytes are {content[:4]!r}")
     (header, stored), *parts = decode(content, name, key=key, insist=insist, limits=limits)
     sha256 = hashlib.sha256(stored).hexdigest()
-    return [_frame(header, stored, sha256, part, data, name, settings) for part, data in parts]
+    kept = content if settings.dicom.keep_originals else stored
+    return [_frame(header, kept, sha256, part, data, name, settings) for part, data in parts]
 
 
 def _frame(
     header: dict[str, Any],
-    stored: bytes,
+    kept: bytes,
     sha256: str,
     part: dict[str, Any],
     data: bytes,
@@ -241,7 +242,7 @@ def _frame(
         sop_instance_uid=header["sop_instance_uid"] or None,
         frame=frame_number,
         notes=tuple(dict.fromkeys(notes)),
-        content=stored,
+        content=kept,
     )
     reason = reason_to_set_aside(
         part["image_type"],

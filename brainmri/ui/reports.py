@@ -37,17 +37,19 @@ def pick_record(user: User) -> Record | None:
             st.warning(plain(str(error)), icon=":material/search_off:")
     if not newest:
         return None
-    ids = list(newest)
-    start = ids.index(int(asked)) if asked.isdecimal() and len(asked) < 19 and int(asked) in newest else None
+    if asked.isdecimal() and len(asked) < 19 and int(asked) in newest:
+        st.session_state["reports.case"] = int(asked)  # the address wins: a link from another page sets it
 
     def changed() -> None:
-        if st.session_state["reports.case"] is not None:
+        if st.session_state["reports.case"] is None:
+            st.query_params.clear()
+        else:
             st.query_params["case"] = str(st.session_state["reports.case"])
 
     chosen = st.selectbox(
         "Case",
-        ids,
-        index=start,
+        list(newest),
+        index=None,
         format_func=lambda i: _title(newest[i]),
         placeholder="Choose a kept case",
         key="reports.case",

@@ -1,0 +1,112 @@
+"""The whole walk in a real browser: zip, slider, heatmap, findings, sign, PDF, verify; one flipped byte fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import PASSWORD, need_real_part
+from dicom_maker import stack, zipped
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def server(app_settings, make_user, tmp_path):
+    """A running server with a radiologist; yields its address."""
+    from brainmri.ui import state
+
+    make_user("radiologist")
+    state.database().close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "Home.py", "--server.port", str(port)]
+    with open(tmp_path / "server.log", "wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
+                break
+            except OSError:
+                if process.poll() is not None:
+                    pytest.fail((tmp_path / "server.log").read_text("utf-8", "replace")[-2000:])
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def test_from_zip_to_verified_report(server, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import expect, sync_playwright
+    except ImportError:
+        chromium = None
+    if chromium is None:
+        need_real_part("Chromium and Playwright: apt-get install chromium, pip install playwright")
+    archive = tmp_path / "series.zip"
+    archive.write_bytes(zipped({**stack(6), "notes.txt": b"not an image"}))
+    expect.set_options(timeout=60_000)
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(f"{server}/series")
+        page.get_by_label("User name").first.fill("radiologist")
+        page.get_by_label("Password").first.fill(PASSWORD)
+        page.get_by_role("button", name="Sign in").last.click()
+        page.locator("input[type=file]").first.set_input_files(str(archive))
+        expect(page.get_by_text("Series answer")).to_be_visible()
+        expect(page.get_by_text("Set aside: 1 files")).to_be_visible()
+        slider = page.locator("input[type=range]").first
+        slider.focus()
+        slider.fill("2")
+        slider.dispatch_event("input")
+        expect(page.get_by_text("Slice 3 of 6")).to_be_visible()
+        page.get_by_label("Heatmap").first.click()
+        page.get_by_role("option", name="Grad-CAM").first.click()
+        expect(page.get_by_text("It outlines no lesion")).to_be_visible()
+        page.get_by_role("button", name="Keep this series").click()
+        page.get_by_role("button", name="Report on slice 3").click()
+        page.get_by_label("Findings").fill("No focal lesion. Ελένη, Ольга, 王小明.")
+        page.get_by_label("Impression").fill("Normal.")
+        page.get_by_label("Your password, to sign").fill(PASSWORD)
+        page.get_by_role("button", name="Sign and issue").click()
+        expect(page.get_by_text("issued, signed")).to_be_visible()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="PDF").first.click()
+        pdf = tmp_path / "report.pdf"
+        download.value.save_as(pdf)
+        page.get_by_role("tab", name="Verify").click()
+        upload = page.locator("input[type=file]")
+        upload.last.set_input_files(str(pdf))
+        expect(page.get_by_text("Genuine: report on case 3")).to_be_visible()
+        flipped = bytearray(pdf.read_bytes())
+        flipped[len(flipped) // 2] ^= 1
+        forged = tmp_path / "forged.pdf"
+        forged.write_bytes(flipped)
+        page.get_by_role("button", name="Remove report.pdf").click()
+        upload.last.set_input_files(str(forged))
+        expect(page.get_by_text("Not genuine")).to_be_visible()
+        if folder := os.environ.get("BRAINMRI_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/verify.png")
+        browser.close()
+    command = [sys.executable, "-m", "brainmri", "report", "verify"]
+    good = subprocess.run([*command, str(pdf)], cwd=ROOT, capture_output=True, text=True)
+    assert good.returncode == 0
+    assert "signed by Radiologist" in good.stdout
+    assert subprocess.run([*command, str(forged)], cwd=ROOT, capture_output=True).returncode == 1

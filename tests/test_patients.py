@@ -1,0 +1,262 @@
+"""Patients: kept, found, edited in the open, compared, handed out, deleted; and who may do what."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pytest
+from dicom_maker import stack, zipped
+
+from brainmri import patients, storage
+from brainmri.dicom import read_series
+from brainmri.errors import PermissionDeniedError, StorageError
+from brainmri.inference import load_classifier
+from brainmri.pipeline import analyse
+from brainmri.types import MRISlice
+
+
+@pytest.fixture
+def database(app_settings):
+    from brainmri.ui import state
+
+    return state.database()
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_models, tmp_path_factory):
+    """Answers to a small DICOM series, and the series."""
+    from brainmri.config import load_settings
+
+    base = load_settings()
+    key_file = tmp_path_factory.mktemp("key") / "uid.key"
+    own = base.model_copy(update={"dicom": base.dicom.model_copy(update={"key_file": key_file})})
+    (series,) = read_series(zipped(stack(4)), "s.zip", own).series
+    classifier = load_classifier("tiny", tiny_models)
+    return series, analyse(classifier, series.slices)
+
+
+def keep(database, settings, user, answers, study_uid: str | None = None, patient: str | None = None):
+    series, analyses = answers
+    records = [storage.save_record(database, settings, user, a, None) for a in analyses]
+    found = patients.patient_for_pseudonym(database, user, patient or series.patient_id)
+    study = patients.file_records(
+        database, user, found.id, records, study_uid=study_uid or series.study_uid, series_uid=series.uid, title="T1"
+    )
+    return found, study, records
+
+
+def test_kept_series_lie_under_their_patient_in_order(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    patient, study, records = keep(database, app_settings, reader, answers)
+    assert patient.pseudonym.startswith("P-")
+    assert patient.name == ""
+    entries = patients.timeline(database, reader, patient.id)
+    assert [e.record.id for e in entries] == [r.id for r in records]
+    assert [e.place.series_index for e in entries] == [1, 2, 3, 4]
+    keep(database, app_settings, reader, answers, study_uid="2.25.77")
+    entries = patients.timeline(database, reader, patient.id)
+    assert len({e.study.id for e in entries}) == 2
+    assert entries[0].study.id != study.id  # newest study first
+    assert patients.patient_of(database, reader, records[0].id)[0].id == patient.id
+
+
+def test_the_kept_file_is_the_deidentified_one(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    _, _, records = keep(database, app_settings, reader, answers)
+    for record in records:
+        content = storage.read_file(app_settings, record)
+        assert b"4711" not in content
+        assert record.image_sha256 == record.file_sha256
+        again = storage.load_slice(app_settings, record)
+        assert storage._pixels_sha256(again) == record.pixels_sha256
+        assert not any("decodes differently" in n for n in again.notes)
+    analysis = replace(answers[1][0])
+    record = storage.save_record(database, app_settings, reader, analysis, b"the upload as it came, JOHANNA")
+    assert b"JOHANNA" not in storage.read_file(app_settings, record)
+
+
+def test_search_and_filters(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    first = patients.create_patient(database, reader, name="Ελένη ΠΑΠΑΔΟΠΟΎΛΟΥ", sex="F")
+    patients.create_patient(database, reader, pseudonym="P-100%", name="王小明", sex="M")
+    filed, _, records = keep(database, app_settings, reader, answers)
+
+    def found(**query):
+        return {s.patient.pseudonym for s in patients.find_patients(database, reader, **query).patients}
+
+    assert found(text="παπαδοπούλου") == {first.pseudonym}
+    assert found(text="小") == {"P-100%"}
+    assert found(text="%") == {"P-100%"}
+    assert found(sexes=["F"]) == {first.pseudonym}
+    label = next(r.label for r in records)
+    assert found(labels=[label]) == {filed.pseudonym}
+    page = patients.find_patients(database, reader, limit=2)
+    assert page.total == 3
+    assert len(page.patients) == 2
+    assert page.patients[0].n_records in (0, 4)
+
+
+def test_edits_keep_what_was_there(database, make_user):
+    reader = make_user("reader")
+    patient = patients.create_patient(database, reader, name="Anna")
+    patients.edit_patient(database, reader, patient.id, name="Anna Berg", birth_date=date(1970, 1, 2))
+    patients.edit_patient(database, reader, patient.id, name="Anna Berg", sex="F")
+    edits = patients.edits_of(database, reader, patient.id)
+    assert [(e.what, e.before, e.after) for e in edits] == [
+        ("sex", "", "F"),
+        ("birth date", "", "1970-01-02"),
+        ("name", "Anna", "Anna Berg"),
+    ]
+    assert {e.username for e in edits} == {"reader"}
+    assert edits[0].at.tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sex": "X"}, {"name": "a\nb"}, {"birth_date": date(1500, 1, 1)}, {"pseudonym": ""}, {"shoe": "42"}]
+)
+def test_values_that_are_refused(database, make_user, changes):
+    reader = make_user("reader")
+    patient = patients.create_patient(database, reader)
+    with pytest.raises(StorageError):
+        patients.edit_patient(database, reader, patient.id, **changes)
+    assert patients.edits_of(database, reader, patient.id) == []
+
+
+def test_ids_are_unique_and_guests_keep_nothing(database, make_user):
+    from brainmri.accounts import GUEST
+
+    reader = make_user("reader")
+    patients.create_patient(database, reader, pseudonym="P-1")
+    with pytest.raises(StorageError, match="already"):
+        patients.create_patient(database, reader, pseudonym="P-1")
+    with pytest.raises(PermissionDeniedError):
+        patients.create_patient(database, GUEST)
+    assert patients.find_patients(database, GUEST).total == 0
+
+
+def test_roles(database, app_settings, make_user, answers):
+    reader, other = make_user("reader"), make_user("reader", "other")
+    radiologist, admin = make_user("radiologist"), make_user("admin")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    record = records[0]
+    for user, sees, image in ((reader, 1, 1), (other, 0, 0), (radiologist, 1, 1), (admin, 1, 0)):
+        assert patients.find_patients(database, user).total == sees, user
+        assert bool(storage.find_records(database, user).total) == bool(sees)
+        if sees:
+            assert storage.may_see_images(app_settings, user, record) == bool(image), user
+        else:
+            with pytest.raises(StorageError):
+                patients.open_patient(database, user, patient.id)
+            with pytest.raises(StorageError):
+                patients.add_verdict(database, user, record.id, "glioma")
+    with pytest.raises(PermissionDeniedError):
+        patients.export_patient(database, app_settings, admin, patient.id)
+    shown = app_settings.model_copy(
+        update={"accounts": app_settings.accounts.model_copy(update={"admin_sees_images": True})}
+    )
+    assert storage.may_see_images(shown, admin, record)
+    with pytest.raises(StorageError):
+        storage.delete_record(database, app_settings, radiologist, record.id)
+    with pytest.raises(PermissionDeniedError):
+        patients.delete_patient(database, app_settings, radiologist, patient.id)
+
+
+def test_verdicts_add_up(database, app_settings, make_user, answers):
+    reader, radiologist = make_user("reader"), make_user("radiologist")
+    _, _, records = keep(database, app_settings, reader, answers)
+    patients.add_verdict(database, reader, records[0].id, "unsure", "blurred")
+    patients.add_verdict(database, radiologist, records[0].id, "glioma")
+    said = patients.verdicts_of(database, reader, records[0].id)
+    assert [(v.verdict, v.note, who) for v, who in said] == [
+        ("glioma", "", "Radiologist"),
+        ("unsure", "blurred", "Reader"),
+    ]
+    with pytest.raises(StorageError, match="no verdict"):
+        patients.add_verdict(database, reader, records[0].id, "cancer")
+
+
+def test_moving_a_case_is_kept_as_an_edit(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    other = patients.create_patient(database, reader)
+    patients.file_records(database, reader, other.id, records[:1])
+    assert len(patients.timeline(database, reader, patient.id)) == 3
+    assert patients.edits_of(database, reader, patient.id)[0].after == "filed elsewhere"
+
+
+def test_the_bundle(database, app_settings, make_user, answers):
+    from brainmri import report
+
+    reader = make_user("reader")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    patients.edit_patient(database, reader, patient.id, name="=HYPERLINK(1)")
+    patients.add_verdict(database, reader, records[1].id, "meningioma", "seen")
+    issued = report.issue(database, app_settings, reader, records[1].id, findings="x")
+    bundle = zipfile.ZipFile(io.BytesIO(patients.export_patient(database, app_settings, reader, patient.id)))
+    rows = list(csv.DictReader(io.StringIO(bundle.read("records.csv").decode("utf-8-sig"))))
+    assert [int(r["record"]) for r in rows] == [r.id for r in records]
+    assert float(rows[0]["p_glioma"]) == pytest.approx(records[0].probabilities["glioma"])
+    person = next(csv.DictReader(io.StringIO(bundle.read("patient.csv").decode("utf-8-sig"))))
+    assert person["name"] == "'=HYPERLINK(1)"  # a spreadsheet must not run it
+    assert b"seen" in bundle.read("verdicts.csv")
+    assert len([n for n in bundle.namelist() if n.startswith("images/")]) == 4
+    pdf = bundle.read(f"reports/{issued.file_name}")
+    assert report.verify(database, pdf).report.id == issued.id
+    assert bundle.read("summary.pdf").startswith(b"%PDF")
+
+
+def test_deletion_really_deletes_and_leaves_a_line(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    patients.edit_patient(database, reader, patient.id, name="Xanthippe Unmistakable")
+    files = [app_settings.uploads.directory / r.file_sha256 for r in records]
+    assert all(f.exists() for f in files)
+    line = patients.delete_patient(database, app_settings, reader, patient.id)
+    assert line == f"patient {patient.id}: 1 studies, 4 cases"
+    assert not any(f.exists() for f in files)
+    assert storage.find_records(database, reader).total == 0
+    assert patients.find_patients(database, reader).total == 0
+    assert patients.deletions(database, reader)[0].what == line
+    path = database.engine.url.database
+    for name in (path, f"{path}-wal"):
+        try:
+            with open(name, "rb") as file:
+                assert b"Unmistakable" not in file.read(), name
+        except FileNotFoundError:
+            continue
+
+
+def test_pages_open_for_those_who_may(database, app_settings, make_user, answers, open_page):
+    radiologist = make_user("radiologist")
+    patient, _, records = keep(database, app_settings, radiologist, answers)
+    page = open_page("clinical/patients.py", radiologist)
+    assert not page.exception
+    page = open_page("clinical/patients.py", radiologist)
+    page.query_params["patient"] = str(patient.id)
+    page.run()
+    assert not page.exception
+    assert patient.pseudonym in page.subheader[0].value.replace("\\", "")
+    page = open_page("clinical/reports.py", radiologist)
+    page.query_params["case"] = str(records[1].id)
+    page.run()
+    assert not page.exception
+    assert any("sign" in t.label for t in page.text_input)
+    page = open_page("clinical/series.py", "guest")
+    assert not page.exception
+    page = open_page("clinical/reports.py", make_user("admin"))
+    page.query_params["case"] = str(records[1].id)
+    page.run()
+    assert any("does not see" in i.value for i in page.info)
+
+
+def test_a_picture_without_a_file_of_its_own_is_kept_as_png(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    pixels = np.full((40, 40), 90, np.uint8)
+    analysis = replace(answers[1][0], slice=MRISlice(pixels, "p.png", "0" * 64, "PNG"))
+    record = storage.save_record(database, app_settings, reader, analysis, None)
+    assert storage.load_slice(app_settings, record).pixels.shape == (40, 40)

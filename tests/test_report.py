@@ -1,0 +1,298 @@
+"""Reports: what the PDF holds, who signs, that only the issued bytes verify."""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dicom_maker import stack, zipped
+
+from brainmri import patients, report, storage
+from brainmri.dicom import read_series
+from brainmri.errors import PermissionDeniedError, ReportError, StorageError
+from brainmri.inference import load_classifier
+from brainmri.pdf_text import TextSetter, _visual_order
+from brainmri.pipeline import analyse
+from brainmri.report_pdf import Content, code_text, render
+from brainmri.types import Explanation
+
+SCRIPTS = {
+    "Latin": "Zoë Müller-Østergård Nguyễn Łukasz Çelik",
+    "Cyrillic": "Ольга Сергеевна Їжакевич",
+    "Greek": "Ελένη Παπαδοπούλου",
+    "Arabic": "محمد عبد الله الأحمد",
+    "Devanagari": "श्रीमती प्रियंका क्षत्रिय",
+    "CJK": "王小明 山田太郎 さくら 김철수",
+}
+
+
+@pytest.fixture
+def database(app_settings):
+    from brainmri.ui import state
+
+    return state.database()
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_models, tmp_path_factory):
+    from brainmri.config import load_settings
+
+    base = load_settings()
+    key_file = tmp_path_factory.mktemp("key") / "uid.key"
+    own = base.model_copy(update={"dicom": base.dicom.model_copy(update={"key_file": key_file})})
+    (series,) = read_series(zipped(stack(3)), "s.zip", own).series
+    return series, analyse(load_classifier("tiny", tiny_models), series.slices)
+
+
+@pytest.fixture
+def case(database, app_settings, make_user, answers):
+    """Radiologist, patient and record of a kept series' middle slice."""
+    radiologist = make_user("radiologist")
+    series, analyses = answers
+    records = [storage.save_record(database, app_settings, radiologist, a, None) for a in analyses]
+    patient = patients.patient_for_pseudonym(database, radiologist, series.patient_id)
+    patients.file_records(
+        database, radiologist, patient.id, records, study_uid=series.study_uid, series_uid=series.uid, title="T1"
+    )
+    return radiologist, patient, records[1]
+
+
+def heatmap(shape, method="grad-cam") -> Explanation:
+    rows, columns = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    grid = np.exp(-len(method) * (rows**2 + columns**2)).astype(np.float32)
+    return Explanation(grid, grid, method, "glioma", "block5_conv3", (shape[0] // 2, shape[1] // 2), 1.0)
+
+
+def streams(pdf: bytes) -> bytes:
+    """All decompressed streams of a PDF, for looking at what is in it."""
+    found = []
+    for match in re.finditer(rb"stream\r?\n(.*?)endstream", pdf, re.S):
+        data = match.group(1)
+        if b"ASCII85" in pdf[max(0, match.start() - 300) : match.start()]:
+            import base64
+
+            data = base64.a85decode(data.strip().removesuffix(b"~>"))
+        try:
+            found.append(zlib.decompress(data.strip(b"\r\n")))
+        except zlib.error:
+            found.append(data)
+    return b"\n".join(found)
+
+
+def test_a_final_report_verifies_and_says_whose_it_is(database, app_settings, case):
+    radiologist, patient, record = case
+    issued = report.issue(
+        database, app_settings, radiologist, record.id, findings="Clear.", impression="None.", final=True
+    )
+    pdf = report.read_pdf(database, app_settings, radiologist, issued.id)
+    verified = report.verify(database, pdf)
+    assert verified.report.record_id == record.id
+    assert verified.record_unchanged
+    assert f"case {record.id}" in verified.text
+    assert patient.pseudonym in verified.text
+    assert "signed by Radiologist" in verified.text
+
+
+def test_every_changed_byte_fails(database, app_settings, case):
+    radiologist, _, record = case
+    issued = report.issue(database, app_settings, radiologist, record.id)
+    pdf = report.read_pdf(database, app_settings, radiologist, issued.id)
+    rng = np.random.default_rng(0)
+    for where in [0, len(pdf) - 1, *rng.integers(0, len(pdf), 50)]:
+        flipped = bytearray(pdf)
+        flipped[where] ^= 1 << int(rng.integers(8))
+        with pytest.raises(ReportError, match="not genuine"):
+            report.verify(database, bytes(flipped))
+    for other in (pdf[:-1], pdf + b"\n", b"", b"%PDF-1.4"):
+        with pytest.raises(ReportError):
+            report.verify(database, other)
+    assert report.verify(database, pdf)
+
+
+def test_a_deleted_report_no_longer_verifies(database, app_settings, case):
+    radiologist, patient, record = case
+    issued = report.issue(database, app_settings, radiologist, record.id)
+    pdf = report.read_pdf(database, app_settings, radiologist, issued.id)
+    patients.delete_patient(database, app_settings, radiologist, patient.id)
+    with pytest.raises(ReportError):
+        report.verify(database, pdf)
+
+
+def test_who_signs_and_who_reads(database, app_settings, case, make_user):
+    radiologist, _, record = case
+    reader, admin = make_user("reader"), make_user("admin")
+    with pytest.raises(StorageError):
+        report.issue(database, app_settings, reader, record.id)
+    with pytest.raises(PermissionDeniedError, match="does not see"):
+        report.issue(database, app_settings, admin, record.id)
+    issued = report.issue(database, app_settings, radiologist, record.id)
+    assert issued.status == "draft"
+    pdf = report.read_pdf(database, app_settings, radiologist, issued.id)
+    with pytest.raises(PermissionDeniedError):
+        report.read_pdf(database, app_settings, admin, issued.id)
+    with pytest.raises(StorageError):
+        report.read_pdf(database, app_settings, reader, issued.id)
+    assert "another user" in report.verify(database, pdf, reader).text
+    own = storage.save_record(database, app_settings, reader, analyse_again(database, app_settings, record), None)
+    assert report.issue(database, app_settings, reader, own.id).status == "draft"
+    with pytest.raises(PermissionDeniedError, match="only a radiologist signs"):
+        report.issue(database, app_settings, reader, own.id, findings="a", impression="b", final=True)
+
+
+def analyse_again(database, settings, record):
+    mri_slice = storage.load_slice(settings, record)
+    return analyse(load_classifier("tiny", settings.model.directory), [mri_slice])[0]
+
+
+def test_what_is_refused(database, app_settings, case):
+    radiologist, _, record = case
+    with pytest.raises(ReportError, match="findings and an impression"):
+        report.issue(database, app_settings, radiologist, record.id, findings="only", final=True)
+    with pytest.raises(ReportError, match="characters"):
+        report.issue(database, app_settings, radiologist, record.id, findings="x" * 20_001)
+    with pytest.raises(ReportError, match="the map is"):
+        report.issue(database, app_settings, radiologist, record.id, explanations=[heatmap((5, 5))])
+
+
+def content_for(answers, record, **changes) -> Content:
+    from datetime import UTC, datetime
+
+    base = Content(
+        record=record,
+        mri_slice=answers[0].slices[1],
+        issued_at=datetime(2026, 1, 2, tzinfo=UTC),
+        author="Dr. A",
+        author_role="radiologist",
+        final=False,
+        canonical_sha256="ab" * 32,
+    )
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_names_of_six_scripts_have_glyphs_and_are_embedded(answers, case, script):
+    _, patient, record = case
+    name = SCRIPTS[script]
+    setter = TextSetter(name)
+    assert all(setter._font_of(c, False)[0] for c in name), script
+    assert 20 < setter.width(name, 10) < 400
+    patient.name = name
+    text = f"{name} " * 20
+    pdf = render(content_for(answers, record, patient=patient, findings=text, impression=text, author=name))
+    fonts = set(re.findall(rb"/FontName /([\w+-]+)", pdf))
+    assert fonts
+    assert all(re.match(rb"[A-Z]{6}\+(FiraGO|NotoSansCJK)", f) for f in fonts), fonts
+    assert len(re.findall(rb"/FontFile2", pdf)) == len(fonts)
+    assert (b"NotoSansCJK" in pdf) == (script == "CJK")
+
+
+def test_arabic_runs_right_to_left_with_numbers_and_brackets_in_place():
+    parts = _visual_order("فاطمة (MRI 3T) 2024")
+    mirrored = str.maketrans("()", ")(")  # as HarfBuzz does in a run from right to left
+    shown = "".join(p.text[::-1].translate(mirrored) if p.rtl else p.text for p in parts)
+    assert shown.startswith("2024 (MRI 3T) ")
+    assert shown.endswith("فاطمة"[::-1])
+    assert _visual_order("plain (Latin) 12")[0].text == "plain (Latin) 12"
+
+
+def test_lines_wrap_within_the_width():
+    for text in (*SCRIPTS.values(), "x" * 3000):
+        setter = TextSetter(text)
+        for line in setter.wrap(text * 3, 120, 10):
+            assert setter.width(line, 10) <= 120.01
+
+
+def test_drafts_are_marked_and_metadata_names_no_patient(answers, case):
+    _, patient, record = case
+    patient.name = "Xanthippe Unmistakable"
+    draft = render(content_for(answers, record, patient=patient))
+    final = render(content_for(answers, record, patient=patient, final=True))
+    assert b"/ca .12" in draft
+    assert b"/ca .12" not in final
+    for pdf in (draft, final):
+        assert b"Xanthippe" not in pdf  # neither metadata nor code; text is glyphs of an embedded font
+        assert b"/Title (Brain MRI report, case" in pdf
+
+
+def test_long_text_runs_over_pages_that_are_numbered(answers, case):
+    _, _, record = case
+    pdf = render(content_for(answers, record, findings="A line of findings. " * 400))
+    assert len(re.findall(rb"/Type /Page\b(?!s)", pdf)) >= 2
+
+
+def test_heatmaps_add_pictures(answers, case):
+    _, _, record = case
+    shape = answers[0].slices[1].pixels.shape
+    bare = render(content_for(answers, record))
+    two = render(content_for(answers, record, explanations=(heatmap(shape), heatmap(shape, "occlusion"))))
+    count = lambda pdf: len(re.findall(rb"/Subtype /Image", pdf))  # noqa: E731
+    assert count(two) >= count(bare) + 3  # two maps and a colour bar (drawn once, used twice)
+
+
+def test_the_code_holds_case_and_hash_and_nothing_else(answers, case):
+    _, patient, record = case
+    text = code_text(content_for(answers, record, patient=patient))
+    assert text == f"brainmri:case:{record.id}:sha256:{'ab' * 32}"
+    canonical = report.canonical_record(record)
+    assert canonical == report.canonical_record(record)
+    assert patient.pseudonym.encode() not in canonical.replace(record.name.encode(), b"")
+
+
+def test_issued_within_a_second(database, app_settings, case, answers):
+    radiologist, patient, record = case
+    patients.edit_patient(database, radiologist, patient.id, name=SCRIPTS["CJK"])
+    shape = answers[0].slices[1].pixels.shape
+    report.issue(database, app_settings, radiologist, record.id, findings=SCRIPTS["Arabic"])  # fonts load once
+    start = time.perf_counter()
+    report.issue(
+        database,
+        app_settings,
+        radiologist,
+        record.id,
+        findings="\n".join(SCRIPTS.values()) * 5,
+        impression="None.",
+        final=True,
+        explanations=[heatmap(shape), heatmap(shape, "occlusion")],
+    )
+    assert time.perf_counter() - start < 1.0
+
+
+def test_a_second_final_report_names_the_first(database, app_settings, case):
+    radiologist, _, record = case
+    for findings in ("first", "second"):
+        report.issue(database, app_settings, radiologist, record.id, findings=findings, impression="x", final=True)
+    rows = report.reports_of(database, radiologist, record.id)
+    assert [r.findings for r in rows] == ["second", "first"]
+    assert len(report.recent_reports(database, radiologist)) == 2
+
+
+def test_command_line(database, app_settings, case, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from brainmri.cli import app
+
+    _, patient, record = case
+    runner, file = CliRunner(), tmp_path / "r.pdf"
+    done = runner.invoke(app, ["report", str(record.id), "-o", str(file), "--findings", "Ok."])
+    assert done.exit_code == 0, done.output
+    good = runner.invoke(app, ["report", "verify", str(file)])
+    assert good.exit_code == 0
+    assert patient.pseudonym in good.output
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    bad = runner.invoke(app, ["report", "verify", str(file)])
+    assert bad.exit_code != 0
+    assert isinstance(bad.exception, ReportError)
+    signed = runner.invoke(
+        app,
+        ["report", str(record.id), "-o", str(file), "--findings", "a", "--impression", "b", "--sign", "radiologist"],
+        input="wrong password\n",
+    )
+    assert signed.exit_code != 0
+    missing = runner.invoke(app, ["report", "999", "-o", str(file)])
+    assert isinstance(missing.exception, ReportError)

@@ -1,0 +1,243 @@
+"""Series: order, what is set aside, zips that mean harm, the answer to a whole series."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import struct
+import tracemalloc
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import need_real_part
+from dicom_maker import dicom, picture, stack, zipped
+
+from brainmri.config import load_settings
+from brainmri.dicom import answer_series, read_files, read_folder, read_series
+from brainmri.errors import InvalidDicomError
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    base = load_settings()
+    key_file = tmp_path_factory.mktemp("key") / "uid.key"
+    return base.model_copy(update={"dicom": base.dicom.model_copy(update={"key_file": key_file})})
+
+
+def limited(settings, **changes):
+    return settings.model_copy(update={"dicom": settings.dicom.model_copy(update=changes)})
+
+
+def test_slices_come_by_position_whatever_their_names_and_numbers(settings):
+    files = list(stack(8).items())
+    random.Random(1).shuffle(files)
+    (series,) = read_series(zipped(dict(files)), "s.zip", settings).series
+    assert [f.position_mm for f in series.frames] == [0, 5, 10, 15, 20, 25, 30, 35]
+    for i, frame in enumerate(series.frames):
+        np.testing.assert_array_equal(frame.values, picture(i))
+    assert series.label == "T1 MPRAGE AX"
+    assert series.plane == "axial"
+    assert series.notes == ()
+
+
+def test_missing_positions_fall_back_on_numbers_and_say_so(settings):
+    files = {f"{i}": dicom(picture(i), InstanceNumber=9 - i, ImagePositionPatient=None) for i in range(4)}
+    (series,) = read_series(zipped(files), "s.zip", settings).series
+    assert [f.instance_number for f in series.frames] == [6, 7, 8, 9]
+    assert any("positions are missing" in note for note in series.notes)
+
+
+def test_gaps_are_told(settings):
+    files = {str(i): dicom(InstanceNumber=i, ImagePositionPatient=[0, 0, z]) for i, z in enumerate((0, 5, 10, 30))}
+    (series,) = read_series(zipped(files), "s.zip", settings).series
+    assert any("gaps" in note for note in series.notes)
+
+
+SET_ASIDE = {
+    "localiser": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+    "localiser, by words": {"SeriesDescription": "3-plane loc"},
+    "diffusion": {"ImageType": ["ORIGINAL", "PRIMARY", "DIFFUSION"]},
+    "diffusion, by value": {"DiffusionBValue": 1000.0},
+    "derived": {"ImageType": ["DERIVED", "PRIMARY", "MPR"]},
+    "secondary": {"ImageType": ["ORIGINAL", "SECONDARY", "OTHER"]},
+    "CT (computed tomography), not MR": {"Modality": "CT"},
+}
+
+
+@pytest.mark.parametrize("reason", SET_ASIDE)
+def test_set_aside_by_name_with_the_reason(settings, reason):
+    odd = dicom(picture(9), SeriesInstanceUID="1.2.9", InstanceNumber=99, **SET_ASIDE[reason])
+    files = {**stack(3), "sub/odd.dcm": odd, "readme.txt": b"hello", ".DS_Store": b"x"}
+    reading = read_series(zipped(files), "s.zip", settings)
+    assert [len(s.frames) for s in reading.series] == [3]
+    aside = {a.name: a.reason for a in reading.set_aside}
+    assert aside["sub/odd.dcm"].startswith(reason.split(",")[0]) or reason in aside["sub/odd.dcm"]
+    assert aside["readme.txt"] == "no DICOM file"
+    assert ".DS_Store" not in aside
+    everything = read_series(zipped(files), "s.zip", settings, insist=True)
+    assert sum(len(s.frames) for s in everything.series) == 4
+
+
+def test_a_whole_archive_of_derived_images_is_taken_with_a_note(settings):
+    reading = read_series(zipped(stack(3, ImageType=["DERIVED", "SECONDARY"])), "s.zip", settings)
+    assert len(reading.series[0].frames) == 3
+    assert any("nothing else" in note for note in reading.series[0].frames[0].slice.notes)
+    with pytest.raises(InvalidDicomError, match="diffusion"):
+        read_series(zipped(stack(3, DiffusionBValue=800.0)), "s.zip", settings)
+
+
+def test_repeats_are_set_aside(settings):
+    files = stack(3)
+    files["copy.dcm"] = next(iter(files.values()))
+    reading = read_series(zipped(files), "s.zip", settings)
+    assert len(reading.series[0].frames) == 3
+    assert "a repeat of" in reading.set_aside[0].reason
+
+
+def test_echoes_and_planes_are_series_of_their_own(settings):
+    files = {**{f"a{n}": c for n, c in stack(3, EchoTime=10.0).items()}}
+    for i in range(2):
+        files[f"b{i}"] = dicom(InstanceNumber=50 + i, EchoTime=90.0, ImagePositionPatient=[0, 0, 5 * i])
+    for i in range(2):
+        files[f"c{i}"] = dicom(
+            InstanceNumber=80 + i,
+            EchoTime=10.0,
+            ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
+            ImagePositionPatient=[5 * i, 0, 0],
+        )
+    series = read_series(zipped(files), "s.zip", settings).series
+    assert [len(s.frames) for s in series] == [3, 2, 2]
+
+
+@pytest.mark.parametrize("path", ["../../evil.dcm", "/etc/evil.dcm", "a/../../evil.dcm", "..\\evil.dcm", "C:/evil.dcm"])
+def test_a_path_that_leaves_the_folder(settings, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidDicomError, match="leaves its folder"):
+        read_series(zipped({path: dicom()}), "s.zip", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zip_bombs(settings):
+    bomb = zipped({"zeros.dcm": b"\0" * 60_000_000})
+    assert len(bomb) < 100_000
+    small = limited(settings, max_archive_mb=20)
+    with pytest.raises(InvalidDicomError, match="60 MB when unpacked"):
+        read_series(bomb, "s.zip", small)
+    lying = bytearray(bomb)  # the directory says 100 bytes
+    where = lying.rfind(b"PK\x01\x02")
+    struct.pack_into("<I", lying, where + 24, 100)
+    tracemalloc.start()
+    with pytest.raises(InvalidDicomError):
+        read_series(bytes(lying), "s.zip", small)
+    assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    tracemalloc.stop()
+    nested = read_series(zipped({**stack(2), "inner.zip": bomb}), "s.zip", small)
+    assert nested.set_aside[0].reason.startswith("a zip inside")
+
+
+def test_damaged_encrypted_and_empty_zips(settings):
+    good = zipped(stack(3))
+    with pytest.raises(InvalidDicomError, match="damaged or cut short"):
+        read_series(good[: len(good) // 2], "s.zip", settings)
+    broken = bytearray(good)
+    broken[80] ^= 0xFF
+    with pytest.raises(InvalidDicomError, match="damaged"):
+        read_series(bytes(broken), "s.zip", settings)
+    locked = bytearray(good)
+    locked[locked.find(b"PK\x01\x02") + 8] |= 1
+    with pytest.raises(InvalidDicomError, match="encrypted"):
+        read_series(bytes(locked), "s.zip", settings)
+    with pytest.raises(InvalidDicomError, match="it is empty"):
+        read_series(zipped({}), "s.zip", settings)
+    with pytest.raises(InvalidDicomError, match="no usable MR image"):
+        read_series(zipped({"a.txt": b"a", "ct.dcm": dicom(Modality="CT")}), "s.zip", settings)
+
+
+def test_too_many_slices_and_too_many_files(settings):
+    few = limited(settings, max_slices=5)
+    with pytest.raises(InvalidDicomError, match="more than 5 slices"):
+        read_files(stack(8).items(), "folder", few)
+    with pytest.raises(InvalidDicomError, match="files in the zip, the limit is 20"):
+        read_series(zipped({f"{i}.dcm": b"x" for i in range(21)}), "s.zip", few)
+    content, files = dicom(), ((f"{i}", b"") for i in range(0))
+    with pytest.raises(InvalidDicomError, match="MB when decoded"):
+        read_files(((str(i), content) for i in range(200)), "folder", limited(settings, max_archive_mb=0.5))
+    assert list(files) == []
+
+
+def test_ten_thousand_slices_are_refused_before_they_are_read(settings):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        content = dicom()
+        for i in range(10_000):
+            archive.writestr(f"{i:05d}.dcm", content)
+    with pytest.raises(InvalidDicomError, match="10,000 files in the zip, the limit is 8,000"):
+        read_series(buffer.getvalue(), "s.zip", settings)
+
+
+def test_folders(settings, tmp_path):
+    for name, content in stack(3).items():
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        (tmp_path / "sub" / name).write_bytes(content)
+    (tmp_path / "link.dcm").symlink_to("/etc/hostname")
+    reading = read_folder(tmp_path, settings)
+    assert len(reading.series[0].frames) == 3
+    with pytest.raises(InvalidDicomError, match="no such folder"):
+        read_folder(tmp_path / "missing", settings)
+
+
+def test_the_real_head(settings):
+    folder = Path(os.environ.get("BRAINMRI_SHARED") or load_settings().data.root.resolve().parent) / "dicom" / "head_t1"
+    if not folder.is_dir():
+        need_real_part(f"the sample series dicom/head_t1 beside the data set ({folder.name})")
+    reading = read_folder(folder, settings)
+    (series,) = reading.series
+    assert len(series.frames) == 24
+    steps = np.diff([f.position_mm for f in series.frames])
+    assert np.all(steps > 0)
+    np.testing.assert_allclose(steps, steps[0], rtol=0.02)
+    assert series.plane == "axial"
+    first = series.frames[0].slice
+    assert first.orientation == ("R", "L", "A", "P")
+    assert first.pixels.shape == (384, 274)
+    np.testing.assert_allclose(first.spacing_mm, (0.6667, 0.7), atol=1e-3)
+    assert any("percentile" in note for note in first.notes)
+
+
+def said(label: str | None, decision: str = "class", p: float = 0.9):
+    probabilities = dict.fromkeys(("glioma", "meningioma", "notumor", "pituitary"), 0.02)
+    if label:
+        probabilities[label] = p
+    return SimpleNamespace(label=label, decision=decision, probabilities=probabilities)
+
+
+def test_the_answer_names_the_strongest_run():
+    n, g, u = said("notumor"), said("glioma"), said(None, "undecided")
+    answer = answer_series([n, n, g, said("glioma", p=0.97), g, n, said("meningioma"), u, n])
+    assert answer.label == "glioma"
+    run = answer.runs[0]
+    assert (run.first, run.last, run.peak, run.length) == (2, 4, 3, 3)
+    assert "slices 3-5 of 9" in answer.text
+    assert "meningioma" in answer.text
+    assert answer.counts["undecided"] == 1
+    assert "its neighbours do not agree" in answer_series([n, g, n, n]).text
+    assert answer_series([n, n, u]).label == "notumor"
+    assert answer_series([u, u, n]).label is None
+    assert answer_series([said(None, "rejected")]).label is None
+    assert answer_series([]).label is None
+
+
+def test_windows_of_a_series_are_the_files_and_one_of_its_own(settings):
+    (series,) = read_series(zipped(stack(3, WindowCenter=600, WindowWidth=900)), "s.zip", settings).series
+    titles = [w.name for w in series.windows()]
+    assert titles[-1].startswith("whole series")
+    assert len(titles) == 2
+    frame = series.frames[0]
+    wide = replace(series.windows()[0], width=5000)
+    assert frame.shown(wide).std() < frame.shown(series.windows()[0]).std()
+    np.testing.assert_array_equal(frame.shown(None), frame.slice.pixels)
