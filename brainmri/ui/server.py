@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-
 from streamlit.runtime.pages_manager import PagesManager
 
 from brainmri.errors import BrainMRIError
@@ -28,13 +25,3 @@ def start() -> None:
     # any address but / would be told that there is no such page.
     PagesManager.uses_pages_directory = False
     state.classifier_ready()
-    _import_quietly("brainmri.ui.auth")  # now, so that the first visitor does not wait for it
-
-
-def _import_quietly(module: str) -> None:
-    """Import a module that declares components: Streamlit warns of each that there is no session yet."""
-    logging.disable(logging.WARNING)
-    try:
-        importlib.import_module(module)
-    finally:
-        logging.disable(logging.NOTSET)
