@@ -368,6 +368,10 @@ def train(
     from brainmri.model import fold_batch_norm
 
     run = _Run(Path(run_directory), recipe, resume)
+    if run.state["stage"] == len(recipe.stages):  # finished before: only the network is asked for
+        network = _build(recipe, len(recipe.stages) - 1)
+        network.load_weights(run.checkpoint(len(recipe.stages) - 1))
+        return fold_batch_norm(network)
     loading = (lambda i, n: report({"loading": i, "of": n})) if report else None
     data = load_training_set(recipe, data_root, "train", loading)
     held_out = load_training_set(recipe, data_root, "val", loading)

@@ -148,6 +148,8 @@ def test_resumed_run_is_the_unbroken_run(collection, tmp_path):
     resumed = training.train(recipe, collection.parent, tmp_path / "broken", resume=True)
     for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+    again = training.train(recipe, collection.parent, tmp_path / "whole", resume=True)  # finished: nothing to do
+    np.testing.assert_allclose(again.get_weights()[0], whole.get_weights()[0])
     histories = [pd.read_csv(tmp_path / run / "history.csv").drop(columns="elapsed_s") for run in ("whole", "broken")]
     pd.testing.assert_frame_equal(*histories, rtol=1e-3)
     with pytest.raises(ConfigError, match="holds a run already"):
