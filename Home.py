@@ -20,7 +20,9 @@ PAGES = {
         ("main/predict.py", "Predict", ":material/neurology:", "predict", EVERYONE),
         ("main/history.py", "History", ":material/history:", "history", SIGNED_IN),
     ],
-    "Explore": [],
+    "Explore": [
+        ("explore/heatmaps.py", "Heatmaps", ":material/blur_on:", "heatmaps", EVERYONE),
+    ],
     "Clinical": [
         ("clinical/series.py", "Series viewer", ":material/view_in_ar:", "series", EVERYONE),
         ("clinical/patients.py", "Patients", ":material/personal_injury:", "patients", SIGNED_IN),
@@ -46,18 +48,11 @@ def run() -> None:
         return
     pages: dict[str, list] = {section: [] for section in PAGES}
     for section, (file, title, icon, path, roles) in _entries():
-        if user.must_change_password and path != "account":
-            continue
-        open_to_user = user.role in roles
-        pages[section].append(
-            st.Page(
-                FOLDER / file if open_to_user else auth.refusal_page,
-                title=title,
-                icon=icon,
-                url_path=path,
-                visibility="visible" if open_to_user else "hidden",
-            )
-        )
+        shown, visible = (FOLDER / file, True) if user.role in roles else (auth.refusal_page, False)
+        if user.must_change_password:  # then every address leads to where it is changed
+            shown, visible = FOLDER / "settings/account.py", path == "account"
+        visibility = "visible" if visible else "hidden"
+        pages[section].append(st.Page(shown, title=title, icon=icon, url_path=path, visibility=visibility))
     page = st.navigation(pages)
     auth.user_menu(user)
     try:

@@ -1,0 +1,593 @@
+"""What the Heatmaps page does: choose a case, read it, lay maps side by side, export them, say whether they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from brainmri import readings, synthetic
+from brainmri.errors import BrainMRIError
+from brainmri.explain import CONVOLUTIONS, METHODS, explain
+from brainmri.explain.brain import brain_mask
+from brainmri.explain.figures import as_bytes, as_npz, explanation_page, rejection
+from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, SIZES, title_of
+from brainmri.model import FEATURE_LAYER
+from brainmri.pipeline import analyse, read_slices
+from brainmri.storage import save_record, utc_now
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, Explanation, MRISlice
+from brainmri.ui import state
+from brainmri.ui.canvas import Panel, canvas
+from brainmri.ui.inputs import pick_slice
+from brainmri.ui.theme import class_title, plain, research_notice
+
+if TYPE_CHECKING:
+    from brainmri.accounts import User
+
+MOST_MAPS = 4
+_DEFAULT_METHODS = ["grad-cam", "hires-cam"]
+_KEPT = 32
+_MASKED_CHOICES = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is on the page: the slice, the outline where it is known, and its number in History where it has one."""
+
+    mri_slice: MRISlice
+    mask: np.ndarray | None
+    record_id: int | None
+
+    @property
+    def key(self) -> str:
+        """Of session state; also tells the slices of one file apart."""
+        digest = hashlib.sha256(self.mri_slice.pixels.tobytes()).hexdigest()[:16]
+        return f"{self.mri_slice.sha256[:16]}-{digest}"
+
+
+# --- the case -------------------------------------------------------------------------------------------------------
+
+
+def show_maps(user: User) -> None:
+    """The tab with the maps."""
+    case = _choose_case()
+    if case is None:
+        st.info(
+            "Drop an image, press a sample or choose a case above. The maps appear here: the image and up to four "
+            "methods or classes side by side.",
+            icon=":material/arrow_upward:",
+        )
+        research_notice()
+        return
+    st.divider()
+    blind = False
+    if user.id is None:
+        st.caption(":material/lock: Reading mode keeps verdicts and needs an account; as a guest nothing is stored.")
+    else:
+        blind = st.toggle(
+            "Reading mode: my verdict first",
+            key="heatmaps.reading",
+            persist_state="session",
+            help="The model's answer and maps stay hidden until you have said what you see. Your verdicts are kept "
+            "with the case, with times.",
+        )
+    analysis = _analyse(case)
+    given = st.session_state.get(f"heatmaps.verdict.{case.key}")
+    if blind and given is None:
+        _read_blind(case, analysis, user)
+        return
+    _show_answer(analysis, given)
+    if analysis.decision == "rejected" and not _confirm_rejected(case):
+        canvas([_image_panel(case, analysis)], key=f"heatmaps.image.{case.key}", max_height=420)
+        return
+    explanations = _explanations(case, analysis)
+    if explanations is None:
+        return
+    _draw(case, analysis, explanations)
+    _export(case, analysis, explanations)
+    _meanings(explanations)
+    if user.id is not None:
+        _judge_map(case, analysis, explanations, user)
+    research_notice()
+
+
+def _choose_case() -> Case | None:
+    slices = pick_slice("heatmaps")
+    masked = _pick_masked()
+    sources = st.session_state.get("heatmaps.sources", [])
+    if masked is not None:
+        return masked
+    if not slices:
+        return None
+    index = 0
+    if len(slices) > 1:
+        index = st.slider("Slice", 1, len(slices), (len(slices) + 1) // 2, key="heatmaps.slice") - 1
+    mri_slice = slices[index]
+    key = sources[0].key if sources else ""
+    record_id = int(key.removeprefix("record-")) if key.startswith("record-") else None
+    mask = _known_mask(mri_slice)
+    if mask is not None and mask.shape != mri_slice.pixels.shape:
+        mask = None
+    return Case(mri_slice, mask, record_id)
+
+
+def _pick_masked() -> Case | None:
+    """A test image with an expert's outline, where the data set is on this machine."""
+    choices = _masked_images(str(state.settings().data.root))
+    if not choices:
+        return None
+    sources = tuple(source.key for source in st.session_state.get("heatmaps.sources", []))
+
+    def chosen() -> None:  # the last act wins: whatever is chosen above later takes over
+        st.session_state["heatmaps.masked.sources"] = sources
+
+    path = st.selectbox(
+        "Or a test image with an expert's outline",
+        list(choices),
+        index=None,
+        placeholder=f"{len(choices)} of the clean test split",
+        format_func=lambda p: f"{p.rsplit('/', 1)[-1]} · {class_title(p.split('/')[-2])}",
+        key="heatmaps.masked",
+        on_change=chosen,
+        width=480,
+    )
+    if path is None or st.session_state.get("heatmaps.masked.sources") != sources:
+        return None
+    file, mask_file = choices[path]
+    return _masked_case(file, mask_file)
+
+
+@st.cache_data(show_spinner=False, max_entries=4)
+def _masked_images(root: str) -> dict[str, tuple[str, str]]:
+    from brainmri.data import SPLITS_DIRECTORY, read_manifest
+
+    manifest = SPLITS_DIRECTORY / "brain_tumor_mri.csv"
+    if not manifest.is_file() or not Path(root).is_dir():
+        return {}
+    table = read_manifest(manifest, root, "clean_split")
+    table = table[(table["split"] == "test") & (table["mask"] != "")]
+    table = table.assign(key=[hashlib.sha256(p.encode()).hexdigest() for p in table["path"]]).sort_values("key")
+    found = {
+        row.path: (row.file, str(Path(root) / row.mask))
+        for row in table.groupby("label").head(_MASKED_CHOICES // 3).itertuples()
+        if Path(row.file).is_file() and (Path(root) / row.mask).is_file()
+    }
+    return dict(sorted(found.items(), key=lambda item: (item[0].split("/")[-2], item[0])))
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _masked_case(file: str, mask_file: str) -> Case:
+    from brainmri.data import read_mask
+
+    mri_slice = read_slices(Path(file).read_bytes(), Path(file).name, state.settings())[0]
+    return Case(mri_slice, read_mask(mask_file), None)
+
+
+def _known_mask(mri_slice: MRISlice) -> np.ndarray | None:
+    """The painted lesion of a synthetic sample, or the expert's outline of a data set image, by the file's sha256."""
+    for label in CLASS_NAMES:
+        if synthetic.sample(label).slice.sha256 == mri_slice.sha256:
+            return synthetic.sample(label).mask
+    path = _masks_by_hash(str(state.settings().data.root)).get(mri_slice.sha256)
+    if path is None or not Path(path).is_file():
+        return None
+    from brainmri.data import read_mask
+
+    return read_mask(path)
+
+
+@cache
+def _masks_by_hash(root: str) -> dict[str, str]:
+    from brainmri.data import SPLITS_DIRECTORY, read_manifest
+
+    manifest = SPLITS_DIRECTORY / "brain_tumor_mri.csv"
+    if not manifest.is_file():
+        return {}
+    table = read_manifest(manifest, root, "clean_split")
+    return {row.sha256: str(Path(root) / row.mask) for row in table[table["mask"] != ""].itertuples() if row.sha256}
+
+
+def _analyse(case: Case) -> Analysis:
+    classifier = state.classifier()
+    slot = (case.key, classifier.card.weights_sha256)
+    cached = st.session_state.get("heatmaps.analysis")
+    if cached is None or cached[0] != slot:
+        cached = (slot, analyse(classifier, [case.mri_slice])[0])
+        st.session_state["heatmaps.analysis"] = cached
+        st.session_state[f"heatmaps.shown.{case.key}"] = utc_now()
+    return cached[1]
+
+
+def _show_answer(analysis: Analysis, given: str | None) -> None:
+    first = max(analysis.probabilities, key=analysis.probabilities.__getitem__)
+    with st.container(horizontal=True, gap="small"):
+        if analysis.decision == "class":
+            st.metric("The model says", class_title(analysis.label), border=True, width="content")
+        else:
+            shown = "Undecided" if analysis.decision == "undecided" else "Rejected"
+            st.metric("The model says", shown, border=True, width="content")
+        if analysis.decision != "rejected":
+            for name in CLASS_NAMES:
+                st.metric(CLASS_TITLES[name], f"{analysis.probabilities[name]:.1%}", border=True, width="content")
+        if given is not None:
+            st.metric("You said", readings.CLASS_VERDICTS[given], border=True, width="content")
+    if analysis.decision == "undecided":
+        st.caption(f"No class stands out enough. The largest score is that of {class_title(first).lower()}.")
+
+
+def _confirm_rejected(case: Case) -> bool:
+    slot = f"heatmaps.rejected.{case.key}"
+    if not st.session_state.get(slot):
+        st.warning(
+            "This image was rejected as not a brain MRI. A map of a class would explain a score that means nothing "
+            "here.",
+            icon=":material/block:",
+        )
+        if not st.button("Explain it all the same", key=f"{slot}.button", icon=":material/warning:"):
+            return False
+        st.session_state[slot] = True
+    st.warning("Rejected as not a brain MRI: the maps below explain a score that means nothing here.")
+    return True
+
+
+# --- maps -----------------------------------------------------------------------------------------------------------
+
+
+def _explanations(case: Case, analysis: Analysis) -> list[Explanation] | None:
+    predicted = CLASS_NAMES[int(analysis.logits.argmax())]
+    left, middle, right = st.columns([5, 4, 3])
+    methods = left.multiselect(
+        "Methods",
+        list(METHODS),
+        default=_DEFAULT_METHODS,
+        format_func=lambda name: METHODS[name].title,
+        key="heatmaps.methods",
+        persist_state="session",
+        max_selections=MOST_MAPS,
+    )
+    classes = middle.multiselect(
+        "Classes",
+        list(CLASS_NAMES),
+        default=[predicted],
+        format_func=lambda name: CLASS_TITLES[name] + (" (predicted)" if name == predicted else ""),
+        key=f"heatmaps.classes.{case.key}",
+        help="Any class: choose another one to see what would speak for it.",
+    )
+    layer = right.selectbox(
+        "Layer (CAM methods)",
+        CONVOLUTIONS[::-1],
+        key="heatmaps.layer",
+        persist_state="session",
+        help="Later layers mean more, earlier ones are finer. Methods that explain pixels take no layer.",
+    )
+    if not methods or not classes:
+        st.info("Choose at least one method and one class.", icon=":material/arrow_upward:")
+        return None
+    wanted = list(itertools.product(methods, classes))
+    if len(wanted) > MOST_MAPS:
+        st.caption(f"{len(wanted)} maps are chosen; the first {MOST_MAPS} are shown. Take fewer methods or classes.")
+    result = []
+    for method, target in wanted[:MOST_MAPS]:
+        try:
+            result.append(_explanation(case, analysis, method, target, layer or FEATURE_LAYER))
+        except BrainMRIError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+    return result or None
+
+
+def _explanation(case: Case, analysis: Analysis, method: str, target: str, layer: str) -> Explanation:
+    chosen = None if METHODS[method].explains_pixels else layer
+    slot = (case.key, analysis.weights_sha256, method, target, chosen)
+    kept: dict = st.session_state.setdefault("heatmaps.kept", {})
+    if slot not in kept:
+        with st.spinner(f"{METHODS[method].title} for {class_title(target).lower()} …"):
+            kept[slot] = explain(
+                state.classifier(),
+                [analysis],
+                [method],
+                [target],
+                layer_name=chosen,
+                allow_rejected=bool(st.session_state.get(f"heatmaps.rejected.{case.key}")),
+                directory=state.settings().model.directory,
+            )[0][0]
+        while len(kept) > _KEPT:
+            del kept[next(iter(kept))]
+    return kept[slot]
+
+
+def _image_panel(case: Case, analysis: Analysis, *, title: str = "Image") -> Panel:
+    mri_slice = case.mri_slice
+    return Panel(
+        mri_slice.pixels,
+        title,
+        mask=case.mask,
+        spacing_mm=mri_slice.spacing_mm,
+        orientation=mri_slice.orientation,
+        badge="Rejected: not a brain MRI" if analysis.decision == "rejected" else "",
+    )
+
+
+def _draw(case: Case, analysis: Analysis, explanations: Sequence[Explanation]) -> None:
+    brain = _brain(case.key, case.mri_slice.pixels)
+    image = _image_panel(case, analysis)
+    panels = [image]
+    for e in explanations:
+        layer = "" if e.layer_name in (FEATURE_LAYER, "image") else f", {e.layer_name}"
+        panels.append(
+            Panel(
+                image.image,
+                f"{METHODS[e.method].title} · {class_title(e.target_class)}{layer}",
+                saliency=e.saliency_map,
+                mask=image.mask,
+                brain=brain,
+                spacing_mm=image.spacing_mm,
+                orientation=image.orientation,
+                caption=_peak_text(case, e),
+                badge=image.badge,
+                units=METHODS[e.method].units,
+            )
+        )
+    canvas(panels, key="heatmaps.canvas")
+
+
+def _peak_text(case: Case, e: Explanation) -> str:
+    if e.peak is None:
+        return "No positive evidence: the map is zero everywhere."
+    where = f"Peak at row {e.peak[0]}, column {e.peak[1]}"
+    if case.mask is None or not case.mask.any():
+        return where
+    inside = float(e.saliency_map[case.mask].sum() / e.saliency_map.sum())
+    return f"{where}, {'inside' if case.mask[e.peak] else 'outside'} the outline; {inside:.0%} of the map lies inside."
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _brain(key: str, _pixels: np.ndarray) -> np.ndarray:
+    return brain_mask(_pixels)
+
+
+def _export(case: Case, analysis: Analysis, explanations: Sequence[Explanation]) -> None:
+    stem = case.mri_slice.name.rsplit(".", 1)[0] or "slice"
+    mask = case.mask
+
+    def picture() -> bytes:
+        return as_bytes(explanation_page(analysis, explanations, mask=mask), "png", dpi=200)
+
+    def page() -> bytes:
+        return as_bytes(explanation_page(analysis, explanations, mask=mask), "pdf")
+
+    def arrays() -> bytes:
+        return as_npz(analysis, explanations)
+
+    with st.container(horizontal=True):
+        for title, make, suffix, mime in (
+            ("PNG", picture, "png", "image/png"),
+            ("NPZ (arrays)", arrays, "npz", "application/octet-stream"),
+            ("One-page figure (PDF)", page, "pdf", "application/pdf"),
+        ):
+            st.download_button(
+                title,
+                make,
+                f"{stem}.heatmaps.{suffix}",
+                mime,
+                icon=":material/download:",
+                on_click="ignore",
+                key=f"heatmaps.export.{suffix}",
+            )
+    if warning := rejection(analysis):
+        st.caption(f":material/block: {warning} The exports say so, too.")
+
+
+def _meanings(explanations: Sequence[Explanation]) -> None:
+    with st.expander("What these maps mean, and where they mislead", icon=":material/help:"):
+        for name in dict.fromkeys(e.method for e in explanations):
+            method = METHODS[name]
+            st.markdown(f"**{method.title}.** {method.meaning} {method.misleads}  \n:small[{method.reference}]")
+        st.markdown(
+            "All maps explain a score before softmax; colours run from 0 (no evidence, never drawn) to 1. "
+            "**Brain only** hides what a rough estimate takes for skull and air; it is for looking, not for measuring."
+        )
+
+
+# --- reading mode ---------------------------------------------------------------------------------------------------
+
+
+def _read_blind(case: Case, analysis: Analysis, user: User) -> None:
+    """Image only, and the reader's verdict. Nothing that the model said is on the page."""
+    blank = Panel(
+        case.mri_slice.pixels,
+        "Image",
+        spacing_mm=case.mri_slice.spacing_mm,
+        orientation=case.mri_slice.orientation,
+    )
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        canvas([blank], key=f"heatmaps.blind.{case.key}")
+    with right, st.form(f"heatmaps.class.{case.key}"):
+        verdict = st.radio(
+            "What do you see?", list(readings.CLASS_VERDICTS), index=None, format_func=readings.CLASS_VERDICTS.get
+        )
+        note = st.text_area("Note", max_chars=readings.NOTE_LENGTH, height=100)
+        if st.form_submit_button("Keep my verdict and show the model's", type="primary", icon=":material/visibility:"):
+            if verdict is None:
+                st.warning("Choose one first; “Cannot tell” counts, too.", icon=":material/arrow_upward:")
+                return
+            shown_at: datetime = st.session_state[f"heatmaps.shown.{case.key}"]
+            record_id = _record_of(case, analysis, user)
+            readings.add_reading(
+                state.database(), user, record_id, "class", verdict, shown_at=shown_at, blind=True, note=note
+            )
+            st.session_state[f"heatmaps.verdict.{case.key}"] = verdict
+            st.session_state[f"heatmaps.revealed.{case.key}"] = utc_now()
+            st.rerun()
+
+
+def _judge_map(case: Case, analysis: Analysis, explanations: Sequence[Explanation], user: User) -> None:
+    st.subheader("Does the map fit?", anchor=False)
+    revealed = st.session_state.setdefault(f"heatmaps.revealed.{case.key}", utc_now())
+    with st.form(f"heatmaps.map.{case.key}", clear_on_submit=True, border=False):
+        verdict = st.radio(
+            "Does what the maps show fit what you see?",
+            list(readings.MAP_VERDICTS),
+            index=None,
+            format_func=readings.MAP_VERDICTS.get,
+            horizontal=True,
+        )
+        note = st.text_input("Note", max_chars=readings.NOTE_LENGTH)
+        if st.form_submit_button("Keep my verdict on the map", icon=":material/gavel:"):
+            if verdict is None:
+                st.warning("Choose one first.", icon=":material/arrow_upward:")
+            else:
+                record_id = _record_of(case, analysis, user)
+                maps = [f"{e.method} for {e.target_class} at {e.layer_name}" for e in explanations]
+                readings.add_reading(
+                    state.database(), user, record_id, "map", verdict, shown_at=revealed, note=note, maps=maps
+                )
+                st.toast(f"Kept with case {record_id}.", icon=":material/check:")
+    st.download_button(
+        "All my verdicts (CSV)",
+        lambda: readings.export_readings(state.database(), user).encode(),
+        "readings.csv",
+        "text/csv",
+        icon=":material/table:",
+        on_click="ignore",
+        key="heatmaps.readings",
+    )
+
+
+def _record_of(case: Case, analysis: Analysis, user: User) -> int:
+    """The case in History that a verdict belongs to; the first verdict on a new slice makes one."""
+    slot = f"heatmaps.record.{case.key}"
+    if case.record_id is not None:
+        return case.record_id
+    if slot not in st.session_state:
+        st.session_state[slot] = save_record(state.database(), state.settings(), user, analysis, None).id
+    return st.session_state[slot]
+
+
+# --- trust ----------------------------------------------------------------------------------------------------------
+
+
+def show_trust() -> None:
+    """The tab with what was measured about the maps of the shipped model."""
+    model = state.settings().model
+    path = Path(model.directory) / f"{model.id}.explanation.json"
+    if not path.is_file():
+        st.info(
+            "Nothing has been measured for this model yet. `brainmri explain-eval` compares every method with expert "
+            "masks, deletes and inserts what it shows, and randomises the network's weights.",
+            icon=":material/straighten:",
+        )
+        return
+    result = json.loads(path.read_text("utf-8"))
+    plan = result["plan"]
+    if plan["limit"] is not None:
+        st.warning(f"A quick run on {result['localisation']['n']} images, not the whole test split.")
+    st.subheader("Does it point at the tumour?", anchor=False)
+    subsets = result["localisation"]["subsets"]
+    shown = [name for name in subsets if subsets[name]["n"]]
+    left, right = st.columns(2)
+    subset = left.selectbox("Images", shown, format_func=lambda n: f"{_subset_title(n)} (n = {subsets[n]['n']})")
+    measure = right.selectbox("Measure", list(LOCALISATION_TITLES), format_func=LOCALISATION_TITLES.get)
+    _bars(subsets[subset]["methods"], measure, LOCALISATION_TITLES[measure])
+    st.caption(
+        "Maps of the predicted class against expert masks of the clean test split. Lines: 95 % intervals, bootstrap "
+        "over groups of images. The baselines know nothing about the network. The best threshold is chosen for each "
+        "image with the mask in hand: an upper bound."
+    )
+    _frame(subsets[subset]["methods"], LOCALISATION_TITLES)
+    st.subheader("Does the network use what it shows?", anchor=False)
+    st.caption(
+        f"n = {result['faithfulness']['n']}, evenly by class. Deletion and average drop: lower is better; insertion "
+        "and increase: higher is better. Compare with the baselines: altered pictures are unlike scans."
+    )
+    _frame(result["faithfulness"]["methods"], FAITHFULNESS_TITLES)
+    st.subheader("Does it depend on what was learned?", anchor=False)
+    _cascade(result["sanity"])
+    st.caption(
+        f"Rank correlation with the intact network's map as weights are drawn anew from the top layer down "
+        f"(n = {result['sanity']['n']}). A map that stays high would look the same for a network that has learned "
+        "nothing."
+    )
+    st.caption(
+        f"Model {result['model_id']}, weights {result['weights_sha256'][:12]}, measured {result['created'][:10]} with "
+        f"{result['engine']} {result['engine_precision']}; Score-CAM on its {plan['channels']} strongest channels."
+    )
+
+
+def _subset_title(name: str) -> str:
+    kind, _, value = name.partition(" ")
+    if name == "all":
+        return "All"
+    if kind == "class" and value in CLASS_TITLES:
+        return CLASS_TITLES[value]
+    if kind == "size":
+        low, high = SIZES[value]
+        area = f"{low:.1%} of the image and more" if high > 1 else f"{low:.1%} to {high:.1%} of the image"
+        return f"{value.capitalize()} tumours, {area}"
+    return {"right class": "Class predicted right", "wrong class": "Class predicted wrong"}.get(name, name)
+
+
+def _bars(methods: dict, measure: str, title: str) -> None:
+    rows = [
+        {
+            "Method": title_of(name),
+            "value": values[measure]["mean"],
+            "low": (values[measure]["interval"] or [values[measure]["mean"]] * 2)[0],
+            "high": (values[measure]["interval"] or [values[measure]["mean"]] * 2)[1],
+            "kind": "method" if name in METHODS else "baseline",
+        }
+        for name, values in methods.items()
+    ]
+    base = alt.Chart(pd.DataFrame(rows)).encode(y=alt.Y("Method:N", sort=None, title=None))
+    bars = base.mark_bar(height={"band": 0.6}).encode(
+        x=alt.X("value:Q", title=title, scale=alt.Scale(domainMin=0)),
+        color=alt.Color(
+            "kind:N", scale=alt.Scale(domain=["method", "baseline"], range=["#14919b", "#9aa5b1"]), legend=None
+        ),
+        tooltip=["Method", alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("low:Q", format=".3f"),
+                 alt.Tooltip("high:Q", format=".3f")],
+    )  # fmt: skip
+    lines = base.mark_rule(strokeWidth=2, color="#52606d").encode(x="low:Q", x2="high:Q")
+    st.altair_chart(bars + lines, width="stretch")
+
+
+def _frame(methods: dict, titles: dict[str, str]) -> None:
+    def cell(value: dict) -> str:
+        interval = value["interval"]
+        return f"{value['mean']:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
+
+    table = pd.DataFrame(
+        [{"Method": title_of(name), **{titles[m]: cell(values[m]) for m in titles}} for name, values in methods.items()]
+    )
+    st.dataframe(table, hide_index=True)
+
+
+def _cascade(sanity: dict) -> None:
+    rows = [
+        {"Method": METHODS[name].title, "stage": stage, "order": i, "rank correlation": values[stage]["mean"]}
+        for name, values in sanity["methods"].items()
+        for i, stage in enumerate(sanity["stages"])
+    ]
+    chart = (
+        alt.Chart(pd.DataFrame(rows))
+        .mark_line(point=True)
+        .encode(
+            x=alt.X("stage:N", sort=sanity["stages"], title="randomised down to"),
+            y=alt.Y("rank correlation:Q", scale=alt.Scale(domain=[-0.5, 1])),
+            color=alt.Color("Method:N", sort=None, scale=alt.Scale(scheme="tableau10")),
+            strokeDash=alt.StrokeDash("Method:N", sort=None),
+            tooltip=["Method", "stage", alt.Tooltip("rank correlation:Q", format=".2f")],
+        )
+    )
+    st.altair_chart(chart, width="stretch")

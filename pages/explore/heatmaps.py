@@ -1,0 +1,14 @@
+"""Heatmaps: where a class score comes from, method beside method, and how far to trust it."""
+
+import streamlit as st
+
+from brainmri.ui import heatmaps, state
+from brainmri.ui.theme import page_header
+
+page_header("Heatmaps", "Where in the slice the network's score for a class comes from, method beside method.")
+user = state.current_user()
+maps, trust = st.tabs(["Maps", "How far to trust this map"])
+with maps:
+    heatmaps.show_maps(user)
+with trust:
+    heatmaps.show_trust()

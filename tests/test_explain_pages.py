@@ -1,0 +1,201 @@
+"""The Heatmaps page and reading mode, run as Streamlit runs them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainmri import readings, storage
+from brainmri.decision import DecisionRule
+from brainmri.errors import PermissionDeniedError, StorageError
+from brainmri.explain import METHODS
+from brainmri.pipeline import analyse
+from brainmri.types import MRISlice
+from brainmri.ui import heatmaps, state
+
+# The network in miniature has no Keras twin in this process: methods that only need forward passes, or the head.
+QUICK = ["grad-cam", "grad-cam++", "hires-cam", "layer-cam"]
+
+
+@pytest.fixture
+def png(slices):
+    buffer = io.BytesIO()
+    Image.fromarray(slices[3]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def opened(open_page, png):
+    def open_(role="reader", **session):
+        page = open_page("explore/heatmaps.py", role, session=session)
+        assert not page.exception
+        page.file_uploader[0].set_value(("scan.png", png, "image/png"))
+        page.run()
+        assert not page.exception, page.exception
+        return page
+
+    return open_
+
+
+def words(page) -> str:
+    blocks = (page.markdown, page.caption, page.subheader, page.error, page.warning, page.info)
+    return "\n".join(str(element.value) for block in blocks for element in block)
+
+
+def press(page, label):
+    next(b for b in page.button if b.label == label).click()
+    page.run()
+    assert not page.exception, page.exception
+
+
+def metrics(page) -> dict[str, str]:
+    return {m.label: m.value for m in page.metric}
+
+
+def test_empty_page_says_what_to_do(open_page):
+    page = open_page("explore/heatmaps.py", "guest")
+    assert not page.exception
+    assert "The maps appear here" in words(page)
+    assert "brainmri explain-eval" in words(page)
+
+
+def test_upload_shows_answer_maps_and_exports(opened):
+    page = opened("guest")
+    assert "The model says" in metrics(page)
+    page.multiselect(key="heatmaps.methods").set_value(QUICK).run()
+    assert not page.exception
+    assert not page.error
+    shown = words(page)
+    for name in QUICK:
+        assert METHODS[name].misleads in shown
+    assert {b.label for b in page.get("download_button")} >= {"PNG", "NPZ (arrays)", "One-page figure (PDF)"}
+    assert "Reading mode" in shown  # a guest is told why there is none
+
+
+def test_at_most_four_maps(opened):
+    page = opened("guest")
+    page.multiselect(key="heatmaps.methods").set_value(QUICK[:3]).run()
+    classes = next(m for m in page.multiselect if m.label == "Classes")
+    classes.set_value(["glioma", "meningioma"]).run()
+    assert "6 maps are chosen; the first 4 are shown" in words(page)
+
+
+def test_nothing_chosen_asks_for_a_method(opened):
+    page = opened("guest")
+    page.multiselect(key="heatmaps.methods").set_value([]).run()
+    assert "at least one method" in words(page)
+
+
+def test_reading_mode_hides_the_answer_until_the_verdict_is_given(opened):
+    page = opened("reader", **{"heatmaps.reading": True})
+    assert not page.metric
+    assert "%" not in words(page)
+    press(page, "Keep my verdict and show the model's")
+    assert "Choose one first" in words(page)
+    assert not page.metric
+    page.radio[0].set_value("meningioma")
+    page.text_area[0].set_value("=dural tail")
+    press(page, "Keep my verdict and show the model's")
+    assert metrics(page)["You said"] == "Meningioma"
+    assert "The model says" in metrics(page)
+    page.radio[0].set_value("does-not-fit")
+    press(page, "Keep my verdict on the map")
+    user = dataclasses.replace(state.accounts.GUEST, id=1, role="reader")
+    rows = list(csv.DictReader(io.StringIO(readings.export_readings(state.database(), user))))
+    assert [(r["kind"], r["verdict"], r["blind"]) for r in rows] == [
+        ("class", "meningioma", "1"),
+        ("map", "does-not-fit", "0"),
+    ]
+    assert rows[0]["note"] == "'=dural tail"
+    assert rows[0]["case_id"] == rows[1]["case_id"]
+    assert "grad-cam for" in rows[1]["maps"]
+    assert float(rows[0]["seconds"]) >= 0
+    assert sum(float(rows[0][f"p_{name}"]) for name in ("glioma", "meningioma", "notumor", "pituitary")) == (
+        pytest.approx(1, abs=1e-4)
+    )
+
+
+def test_rejected_images_are_explained_only_after_a_click(opened, monkeypatch):
+    apply = DecisionRule.apply
+
+    def reject(self, *arguments):
+        probabilities, score, sets, decisions = apply(self, *arguments)
+        return probabilities, score + 9, sets, ("rejected",) * len(decisions)
+
+    monkeypatch.setattr(DecisionRule, "apply", reject)
+    page = opened("guest")
+    assert not page.multiselect
+    assert not page.get("download_button")
+    press(page, "Explain it all the same")
+    assert page.multiselect
+    assert "Rejected as not a brain MRI" in words(page)
+    assert "The exports say so, too" in words(page)
+
+
+def test_trust_tab_shows_what_was_measured(open_page, app_settings):
+    path = app_settings.model.directory / "tiny.explanation.json"
+    value = {"mean": 0.25, "interval": [0.2, 0.3]}
+    names = [*METHODS, "centre", "random"]
+    result = {
+        "model_id": "tiny",
+        "weights_sha256": "0" * 64,
+        "engine": "openvino",
+        "engine_precision": "bf16",
+        "created": "2026-01-01T00:00:00+00:00",
+        "plan": {"limit": None, "channels": 64},
+        "localisation": {
+            "n": 594,
+            "subsets": {
+                "all": {"n": 594, "methods": {n: dict.fromkeys(heatmaps.LOCALISATION_TITLES, value) for n in names}}
+            },
+        },
+        "faithfulness": {"n": 120, "methods": {n: dict.fromkeys(heatmaps.FAITHFULNESS_TITLES, value) for n in names}},
+        "sanity": {"n": 30, "stages": ["logits"], "methods": {n: {"logits": value} for n in METHODS}},
+    }
+    path.write_text(json.dumps(result))
+    try:
+        page = open_page("explore/heatmaps.py", "guest")
+    finally:
+        path.unlink()
+    assert not page.exception
+    assert len(page.dataframe) == 2
+    assert "n = 120" in words(page)
+
+
+def test_readings_are_checked(make_user, app_settings, slices):
+    user, other = make_user("reader"), make_user("reader", "other")
+    analysis = analyse(state.classifier(), [MRISlice(slices[0], "a.png", "a" * 64, "PNG")])[0]
+    record = storage.save_record(state.database(), app_settings, user, analysis, None)
+    now = storage.utc_now()
+    with pytest.raises(StorageError, match="fits, does-not-fit, unsure"):
+        readings.add_reading(state.database(), user, record.id, "map", "superb", shown_at=now)
+    with pytest.raises(StorageError, match="no case"):
+        readings.add_reading(state.database(), other, record.id, "map", "fits", shown_at=now)
+    with pytest.raises(PermissionDeniedError):
+        readings.add_reading(state.database(), state.accounts.GUEST, record.id, "map", "fits", shown_at=now)
+    readings.add_reading(
+        state.database(), user, record.id, "class", "unsure", shown_at=now - timedelta(seconds=30), blind=True
+    )
+    [(kept, of, who)] = readings.readings_of(state.database(), user, record.id)
+    assert (kept.verdict, of.id, who) == ("unsure", record.id, "reader")
+    assert (kept.created_at - kept.shown_at).total_seconds() >= 30
+    assert readings.readings_of(state.database(), other) == []
+    storage.delete_record(state.database(), app_settings, user, record.id)
+    assert readings.readings_of(state.database(), user) == []
+
+
+def test_true_outline_of_samples(app_settings):
+    from brainmri import synthetic
+
+    for label, sample in synthetic.samples().items():
+        mask = heatmaps._known_mask(sample.slice)
+        assert (mask is None) == (label == "notumor")
+    unknown = MRISlice(np.zeros((32, 32), np.uint8), "x", "f" * 64, "PNG")
+    assert heatmaps._known_mask(unknown) is None
