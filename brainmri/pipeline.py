@@ -48,8 +48,10 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
     return results
 
 
-def read_slices(content: bytes, name: str, settings: Settings) -> list[MRISlice]:
+def read_slices(content: bytes, name: str, settings: Settings, *, insist: bool = False) -> list[MRISlice]:
     """Decode one uploaded file of any accepted kind: a picture, a DICOM file, or a zip of a DICOM series.
+
+    ``insist`` takes DICOM that would be refused or set aside: other modalities, localisers, diffusion, derived images.
 
     Returns
     -------
@@ -64,7 +66,7 @@ def read_slices(content: bytes, name: str, settings: Settings) -> list[MRISlice]
     from brainmri import dicom
 
     if dicom.is_dicom(content) or dicom.is_zip(content):
-        return dicom.read_slices(content, name, settings)
+        return dicom.read_slices(content, name, settings, insist=insist)
     limits = settings.uploads
     return [
         decode_image(content, name, max_pixels=limits.max_pixels, max_size_bytes=int(limits.max_size_mb * 1_000_000))

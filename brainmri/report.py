@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, deferred, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
 from brainmri.config import Settings
 from brainmri.errors import ModelError, PermissionDeniedError, ReportError, StorageError
@@ -55,7 +55,7 @@ class Report(Base):
     author: Mapped[str] = mapped_column(sa.String(200))
     canonical_sha256: Mapped[str] = mapped_column(sa.String(64))  # of the record, see canonical_record
     pdf_sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
-    pdf: Mapped[bytes] = deferred(mapped_column(sa.LargeBinary))
+    pdf: Mapped[bytes] = mapped_column(sa.LargeBinary, nullable=False, deferred=True)
 
     @property
     def file_name(self) -> str:

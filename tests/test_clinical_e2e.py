@@ -71,7 +71,7 @@ def test_from_zip_to_verified_report(server, tmp_path):
         page.get_by_role("button", name="Sign in").last.click()
         page.locator("input[type=file]").first.set_input_files(str(archive))
         expect(page.get_by_text("Series answer")).to_be_visible()
-        expect(page.get_by_text("Set aside: 1 files")).to_be_visible()
+        expect(page.get_by_text("Set aside: 1 file")).to_be_visible()
         slider = page.locator("input[type=range]").first
         slider.focus()
         slider.fill("2")

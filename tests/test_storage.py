@@ -10,9 +10,11 @@ import os
 import resource
 import shutil
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
+import types
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,6 +104,8 @@ def files(settings):
 
 
 def test_migrations_make_exactly_the_tables_of_the_models(database):
+    from brainmri import patients, report  # noqa: F401  their tables belong to the schema
+
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         known = set(Base.metadata.tables)
@@ -130,7 +134,9 @@ def _open(url, barrier, results):
         results.put(repr(error))
 
 
-def test_processes_that_start_at_once_migrate_once(database_url):
+def test_processes_that_start_at_once_migrate_once(database_url, monkeypatch):
+    # A page's AppTest leaves the page behind as the main module, and a spawned process would run it.
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(4), context.Queue()
     workers = [context.Process(target=_open, args=(database_url, barrier, results)) for _ in range(4)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from brainmri.archive import Summary
     from brainmri.config import Settings
     from brainmri.inference import Classifier
     from brainmri.types import Analysis, MRISlice
@@ -24,11 +25,29 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files or folders; folders recurse.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files or folders; folders recurse.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array instead of a table.")] = False,
     model: Annotated[str | None, typer.Option(help="Model id; default: the one in config.yaml.")] = None,
+    insist: Annotated[bool, typer.Option("--insist", help="Take DICOM of any modality and kind.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer a whole archive (PATH: one folder or URL) into this .parquet file, or folder of parts."
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --output: processes; default one a core.")] = None,
+    ray: Annotated[str | None, typer.Option(help="With --output: a Ray cluster's address, or local.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's --output.")] = False,
 ) -> None:
-    """Classify brain-MRI slices. A file that cannot be read is reported, the others still come; exit code 1."""
+    """Classify brain-MRI slices. A file that cannot be read is reported, the others still come; exit code 1.
+
+    With --output, a resumable job over every core or a Ray cluster; bad files go to a side table, exit code 0.
+    """
+    if output:
+        _predict_archive(paths, output, model, insist, workers, ray, overwrite)
+        return
+    if ray or workers or overwrite:
+        raise typer.BadParameter("--workers, --ray and --overwrite go with --output")
     from rich.console import Console
     from rich.progress import track
 
@@ -37,12 +56,12 @@ def predict(
 
     settings = load_settings()
     chosen = settings.model
-    files = list(find_files(paths))
+    files = list(find_files(Path(p) for p in paths))
     console = Console(stderr=True)
     with console.status("Loading the model"):
         classifier = load_classifier(model or chosen.id, chosen.directory, chosen.engine)
     watched = track(files, "Predicting", console=console, transient=True, disable=not console.is_terminal)
-    rows = list(predict_files(classifier, watched, settings))
+    rows = list(predict_files(classifier, watched, settings, insist=insist))
     if as_json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
@@ -64,7 +83,9 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
                 yield file
 
 
-def predict_files(classifier: Classifier, files: Iterable[Path], settings: Settings) -> Iterator[dict[str, Any]]:
+def predict_files(
+    classifier: Classifier, files: Iterable[Path], settings: Settings, *, insist: bool = False
+) -> Iterator[dict[str, Any]]:
     """Classify files a batch at a time.
 
     Yields
@@ -72,7 +93,8 @@ def predict_files(classifier: Classifier, files: Iterable[Path], settings: Setti
     dict
         In the order of ``files``: ``path``, ``label`` (None unless the decision is ``class``), ``probabilities``,
         ``model_id``, ``elapsed_ms``, ``decision``, ``prediction_set``, ``ood_score``, and ``slice`` (from 1) for each
-        slice of a file that holds several; or ``path`` and ``error``.
+        slice of a file that holds several, ``sop_instance_uid`` (as de-identified) and ``frame`` for DICOM; or ``path``
+        and ``error``.
     """
     from brainmri.errors import BrainMRIError
     from brainmri.pipeline import analyse
@@ -94,7 +116,7 @@ def predict_files(classifier: Classifier, files: Iterable[Path], settings: Setti
 
     for file in files:
         try:
-            waiting.append((file, _read(file, settings)))
+            waiting.append((file, _read(file, settings, insist)))
             n_slices += len(waiting[-1][1])
         except BrainMRIError as error:
             waiting.append((file, str(error)))
@@ -106,7 +128,7 @@ def predict_files(classifier: Classifier, files: Iterable[Path], settings: Setti
     yield from flush()
 
 
-def _read(file: Path, settings: Settings) -> list[MRISlice]:
+def _read(file: Path, settings: Settings, insist: bool) -> list[MRISlice]:
     from brainmri.errors import InvalidImageError
     from brainmri.pipeline import read_slices
 
@@ -114,12 +136,14 @@ def _read(file: Path, settings: Settings) -> list[MRISlice]:
     size_mb = file.stat().st_size / 1e6
     if size_mb > limit_mb:
         raise InvalidImageError(f"{file.name}: {size_mb:.0f} MB, the limit is {limit_mb:.0f} MB")
-    return read_slices(file.read_bytes(), file.name, settings)
+    return read_slices(file.read_bytes(), file.name, settings, insist=insist)
 
 
 def _row(path: Path, analysis: Analysis) -> dict[str, Any]:
+    identity = {"sop_instance_uid": analysis.slice.sop_instance_uid, "frame": analysis.slice.frame}
     return {
         "path": str(path),
+        **(identity if analysis.slice.sop_instance_uid else {}),
         "label": analysis.label,
         "probabilities": {name: round(p, 6) for name, p in analysis.probabilities.items()},
         "model_id": analysis.model_id,
@@ -138,3 +162,59 @@ def _line(row: dict[str, Any]) -> str:
         return f"{path}: rejected, not recognised as a brain MRI slice (distance {row['ood_score']:.3g})"
     shown = " ".join(f"{name} {p:.1%}" for name, p in row["probabilities"].items())
     return f"{path}: {row['label'] or 'undecided'} ({shown}) {row['elapsed_ms']:.0f} ms"
+
+
+def _predict_archive(
+    paths: list[str],
+    output: str,
+    model: str | None,
+    insist: bool,
+    workers: int | None,
+    ray: str | None,
+    overwrite: bool,
+) -> None:
+    from brainmri.archive import available_cores, make_job, run_archive
+    from brainmri.config import load_settings
+
+    if len(paths) != 1:
+        raise typer.BadParameter(f"--output takes one folder or URL, got {len(paths)} paths")
+    show = _Progress()
+    if ray:
+        from brainmri.scale import run_on_ray
+
+        job = make_job(paths[0], output, load_settings(), model_id=model, insist=insist)
+        summary = run_on_ray(job, ray, workers=workers, overwrite=overwrite, progress=show)
+    else:
+        workers = workers or available_cores()
+        job = make_job(paths[0], output, load_settings(), model_id=model, insist=insist, workers=workers)
+        summary = run_archive(job, workers=workers, overwrite=overwrite, progress=show)
+    typer.echo(
+        f"{summary.files:,} files ({summary.resumed_files:,} done before), {summary.rows:,} slices answered in "
+        f"{summary.elapsed_s:.1f} s: {job.output}"
+    )
+    if summary.bad_files:
+        typer.echo(f"{summary.bad_files:,} files have no answer; why: {job.bad}")
+
+
+class _Progress:
+    """A line on stderr that is rewritten on a terminal and repeated every ten seconds in a log."""
+
+    def __init__(self) -> None:
+        self.shown = 0.0
+
+    def __call__(self, summary: Summary) -> None:
+        import sys
+        import time
+
+        if time.monotonic() - self.shown < (0.2 if sys.stderr.isatty() else 10):
+            return
+        self.shown = time.monotonic()
+        remaining = summary.remaining_s or 0.0
+        hours, seconds = divmod(int(remaining), 3600)
+        line = (
+            f"{summary.files:,} / {summary.total_files:,} files, {summary.files_per_second:,.0f} a second, "
+            f"{summary.bad_files:,} bad, {hours}:{seconds // 60:02}:{seconds % 60:02} left"
+        )
+        print(
+            f"\r{line}\033[K" if sys.stderr.isatty() else line, file=sys.stderr, end="" if sys.stderr.isatty() else "\n"
+        )

@@ -218,7 +218,9 @@ def _check_kind(ds: Dataset, name: str, insist: bool) -> None:
         kind = getattr(kind, "name", None) or "no SOP class"
         raise InvalidDicomError(f"{name}: holds no image; it is {title}, {kind}")
     if modality != "MR" and not insist:
-        raise InvalidDicomError(f"{name}: {title}, not MR; insist if it is one all the same")
+        raise InvalidDicomError(
+            f"{name}: {title}, not MR; insist if it is one all the same (--insist, or Take everything)"
+        )
     if _text(ds, "BurnedInAnnotation").upper() == "YES" and not insist:
         raise InvalidDicomError(
             f"{name}: its header says that text is burned into the picture (BurnedInAnnotation YES), "

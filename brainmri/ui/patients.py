@@ -76,7 +76,7 @@ def _table(found: patients.PatientPage) -> None:
         }
         for s in found.patients
     ]
-    st.caption(f"{found.total:,} patients; choose a line to open it")
+    st.caption(f"{found.total:,} patient{'s' if found.total > 1 else ''}; choose a line to open it")
     event = st.dataframe(
         pd.DataFrame(rows),
         hide_index=True,
@@ -163,7 +163,7 @@ def _timeline(entries: list[TimelineEntry], user: User) -> None:
                 "Case": e.record.id,
                 "Slice": f"{e.place.series_index} / {e.place.series_length}" if e.place.series_index else "",
                 "Answer": _answer(e.record),
-                "Probability": e.record.probabilities.get(e.record.label or "", None),
+                "Probability": 100 * e.record.probabilities[e.record.label] if e.record.label else None,
                 "Verdict": VERDICTS[e.verdicts[0][0].verdict] if e.verdicts else "",
                 "Reader": e.verdicts[0][1] if e.verdicts else "",
                 "Note": e.verdicts[0][0].note if e.verdicts else "",
@@ -175,7 +175,7 @@ def _timeline(entries: list[TimelineEntry], user: User) -> None:
             hide_index=True,
             width="stretch",
             height=min(38 + 35 * len(rows), 320),
-            column_config={"Probability": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)},
+            column_config={"Probability": st.column_config.ProgressColumn(format="%.1f%%", min_value=0, max_value=100)},
             on_select="rerun",
             selection_mode="single-row",
             key=f"patients.study.{study_id}",
@@ -214,16 +214,18 @@ def _compare(entries: list[TimelineEntry], user: User) -> None:
     studies = list(dict.fromkeys(entry.study.id for entry in entries))
     newest = [entry.record.id for entry in entries if entry.study.id == studies[0]]
     older = [entry.record.id for entry in entries if entry.study.id == studies[-1]]
-    columns = st.columns(2)
+    start = (older[len(older) // 2], newest[len(newest) // 2])
+    if len(studies) == 1:  # no earlier visit: two places of the one there is
+        start = (newest[len(newest) // 3], newest[2 * len(newest) // 3])
     chosen = [
-        columns[i].selectbox(
+        column.selectbox(
             title,
             list(by_id),
-            list(by_id).index(start),
+            list(by_id).index(first),
             format_func=lambda r: _entry_title(by_id[r]),
-            key=f"patients.compare.{i}.{entries[0].study.patient_id}",
+            key=f"patients.compare.{title}.{entries[0].study.patient_id}",
         )
-        for i, (title, start) in enumerate((("Earlier", older[len(older) // 2]), ("Later", newest[len(newest) // 2])))
+        for column, title, first in zip(st.columns(2), ("Earlier", "Later"), start, strict=True)
     ]
     records = [by_id[i].record for i in chosen]
     _picture(records, user, key=f"patients.pair.{chosen[0]}.{chosen[1]}")

@@ -122,8 +122,9 @@ def show_reading(reading: Reading, user: User) -> None:
     series = reading.series[index]
     if len(reading.series) == 1:
         st.subheader(_title(series), anchor=False)
-    for note in (*series.notes, *_common_notes(series)):
-        st.caption(f":material/info: {plain(note[0].upper() + note[1:])}.")
+    notes = [*series.notes, *_common_notes(series)]
+    if notes:
+        st.caption("  \n".join(f":material/info: {plain(note[0].upper() + note[1:])}." for note in notes))
     if index not in opened.answers:
         opened.answers[index] = _answer(series)
     analyses = opened.answers[index]
@@ -193,7 +194,7 @@ def _viewer(series: Series, analyses: list[Analysis], index: int, jump: int | No
     frame = series.frames[0].slice
     shared: dict[str, Any] = {"spacing_mm": frame.spacing_mm, "orientation": frame.orientation}
     if whole:
-        panels = [Panel(image, slice_labels=labels, **shared)]
+        panels = [Panel(image, "Slice" if method else "", slice_labels=labels, **shared)]
         if method and maps is not None:
             panels.append(Panel(image, METHODS[method].title, saliency=maps, slice_labels=labels, **shared))
         key = f"series.canvas.{index}.{counter}.{choices.index(window)}.{method}"
@@ -321,7 +322,7 @@ def _chart(analyses: list[Analysis], index: int) -> int | None:
     )
     current = st.session_state.get(f"series.view.{index}", (0, analyses_peak(analyses)))[1]
     rule = alt.Chart(pd.DataFrame({"slice": [current + 1]})).mark_rule(strokeDash=[4, 3], size=1.5, color="#8a949a")
-    chart = alt.layer(lines, strip, rule.encode(x=x)).resolve_scale(color="independent").properties(height=250)
+    chart = alt.layer(lines, strip, rule.encode(x=x)).resolve_scale(color="independent").properties(height=310)
     seen_key = f"series.picked.{index}"
     event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=f"series.chart.{index}")
     points = event.selection.get("pick") or [] if event else []
@@ -420,7 +421,8 @@ def _keep(series: Series, analyses: list[Analysis], user: User) -> list[int]:
 
 def _show_lists(reading: Reading) -> None:
     if reading.set_aside:
-        with st.expander(f"Set aside: {len(reading.set_aside)} files", icon=":material/inbox:"):
+        n = len(reading.set_aside)
+        with st.expander(f"Set aside: {n} file{'s' if n > 1 else ''}", icon=":material/inbox:"):
             rows = pd.DataFrame([{"File": a.name, "Reason": a.reason} for a in reading.set_aside])
             st.dataframe(rows, hide_index=True, width="stretch")
     if reading.removed:
