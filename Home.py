@@ -38,7 +38,7 @@ FOLDER = Path(__file__).resolve().parent / "pages"
 
 def run() -> None:
     """One run of one session."""
-    st.set_page_config(page_title=auth.PRODUCT, page_icon=":material/neurology:", layout="wide")
+    st.set_page_config(page_title=auth.PRODUCT, page_icon="🧠", layout="wide")
     user = auth.authenticate()
     if user is None:
         # Every address leads to the sign-in form and stays in the address bar, so that signing in ends up there.

@@ -15,6 +15,7 @@ from streamlit_authenticator.models import CookieModel
 from brainmri import accounts
 from brainmri.accounts import User
 from brainmri.errors import AccountError
+from brainmri.ui import theme
 from brainmri.ui.state import GUEST_KEY, SESSION_KEY, current_user, database, settings, signed_in_user
 
 PRODUCT = "Brain MRI"
@@ -23,6 +24,8 @@ DISCLAIMER = "For research and teaching. Not a medical device, not a diagnosis."
 
 _PENDING = "brainmri_cookie"
 """Session state: what the browser has still to do with its cookie, until it says that it has."""
+
+_MESSAGE = "brainmri_message"
 
 _PASSWORD_HELP = (
     f"At least {accounts.MIN_PASSWORD_CHARACTERS} characters, at most {accounts.MAX_PASSWORD_BYTES} bytes. "
@@ -72,6 +75,7 @@ class SessionCookie(CookieModel):
 
         A single run would not do: a rerun right behind it takes the component away before its script has begun.
         """
+        frame = st.container(key="cookie_frame")  # always there: what stands below must not move under a click
         action, value = st.session_state.get(_PENDING, (None, ""))
         if action is None:
             return
@@ -79,7 +83,7 @@ class SessionCookie(CookieModel):
         if st.session_state.get(key):
             del st.session_state[_PENDING]
             return
-        with st.container(key="cookie_frame"):
+        with frame:
             manager = CookieManager(key=f"{key}_init")
             if action == "set":
                 seconds = self.cookie_expiry_days * 86400
@@ -107,10 +111,8 @@ class DatabaseController(AuthenticationController):
             return True
         if not username or not password:
             raise AccountError("Enter user name and password.")
-        _, session_id = accounts.sign_in(
-            database(), username, password, days=settings().accounts.cookie_days, client=_client()
-        )
-        _enter(session_id)
+        days = settings().accounts.cookie_days
+        _enter(accounts.sign_in(database(), username, password, days=days, client=_client())[1])
         return True
 
     def logout(self, callback: Callable[..., None] | None = None) -> None:
@@ -137,7 +139,7 @@ class DatabaseController(AuthenticationController):
         """Sign up and in. The form's hint field asks for the invitation code: hints are off."""
         if new_password != new_password_repeat:
             raise AccountError("The two passwords differ.")
-        user = accounts.sign_up(
+        made = accounts.sign_up(
             database(),
             settings().accounts.signup,
             username=new_username,
@@ -146,8 +148,8 @@ class DatabaseController(AuthenticationController):
             password=new_password,
             code=password_hint,
         )
-        self.login(user.username, new_password)
-        return user.email, user.username, user.name
+        self.login(made.username, new_password)
+        return made.email, made.username, made.name
 
     def reset_password(
         self, username: str, password: str, new_password: str, new_password_repeat: str, *_: Any, **__: Any
@@ -273,6 +275,44 @@ def _sign_up_form(policy: str, first: bool) -> None:
         st.rerun()
 
 
+def password_form(user: User) -> None:
+    """The library's form for changing one's own password."""
+    st.session_state["authentication_status"] = True  # the library asks; `DatabaseController` asks the database
+    try:
+        changed = Authenticator().reset_password(
+            user.username,
+            fields={
+                "Form name": "Password",
+                "Current password": "Current password",
+                "New password": "New password",
+                "Repeat password": "Repeat new password",
+                "Reset": "Change password",
+            },
+            clear_on_submit=True,
+            key="password",
+        )
+    except AccountError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    if changed:
+        leave_message("Your password is changed, and your other sign-ins have ended.")
+        st.rerun()
+
+
+def leave_message(text: str, secret: str | None = None) -> None:
+    """Say something after the coming rerun; see `show_message`."""
+    st.session_state[_MESSAGE] = (text, secret)
+
+
+def show_message() -> None:
+    """Show what the run before left, once; a secret in a box it can be copied from."""
+    text, secret = st.session_state.pop(_MESSAGE, (None, None))
+    if text:
+        st.success(text, icon=":material/check:")
+    if secret:
+        st.code(secret, language=None)
+
+
 def refusal_page() -> None:
     """What a signed-in user sees at the address of a page that is not for their role."""
     user = current_user()
@@ -291,7 +331,7 @@ def user_menu(user: User) -> None:
                 st.session_state.clear()
                 st.rerun()
             return
-        st.caption(f"{user.name} · {user.role}")
+        st.caption(f"{theme.plain(user.name)} · {user.role}")
         if st.button("Sign out", icon=":material/logout:", key="sign_out", width="stretch"):
             authenticator = Authenticator()
             authenticator.authentication_controller.logout()

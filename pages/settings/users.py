@@ -1,0 +1,126 @@
+"""Users: roles, deactivation, one-time passwords, invitations."""
+
+import streamlit as st
+
+from brainmri import accounts
+from brainmri.errors import AccountError, PermissionDeniedError
+from brainmri.ui import auth, state, theme
+
+user = state.require_role("admin")
+database = state.database()
+policy = state.settings().accounts.signup
+POLICIES = {
+    "open": "Anyone may sign up and becomes a reader.",
+    "invite": "Signing up needs an invitation.",
+    "closed": "Only administrators make accounts.",
+}
+
+
+def act(change, done: str) -> None:
+    """Make a change and say so after the rerun; a refusal is shown in its place."""
+    try:
+        change()
+    except (AccountError, PermissionDeniedError) as error:
+        st.error(str(error), icon=":material/error:")
+    else:
+        auth.leave_message(done)
+        st.rerun()
+
+
+st.title("Users")
+st.caption(f"{POLICIES[policy]} (`accounts.signup: {policy}`)")
+auth.show_message()
+rows = accounts.list_users(database, user)
+st.dataframe(
+    [
+        {
+            "User name": row.user.username,
+            "Name": row.user.name,
+            "E-mail": row.user.email,
+            "Role": row.user.role,
+            "State": "locked" if row.locked_until else "active" if row.active else "deactivated",
+            "Cases": row.n_records,
+            "Signed in": row.n_sessions,
+            "Last sign-in": row.last_sign_in_at,
+            "Since": row.created_at,
+        }
+        for row in rows
+    ],
+    hide_index=True,
+    column_config={
+        "Signed in": st.column_config.NumberColumn(help="On how many browsers now"),
+        "Last sign-in": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
+        "Since": st.column_config.DatetimeColumn(format="D MMM YYYY"),
+    },
+)
+
+change, add, invite = st.tabs(["Change a user", "Add a user", "Invitations"])
+
+with change:
+    by_name = {row.user.username: row for row in rows}
+    chosen = by_name[
+        st.selectbox("User", by_name, format_func=lambda name: f"{name} · {by_name[name].user.name}", key="chosen")
+    ]
+    username = chosen.user.username
+    with st.form("role", border=False):
+        role = st.segmented_control(
+            "Role", accounts.ROLES, default=chosen.user.role, required=True, key=f"r_{username}"
+        )
+        if st.form_submit_button("Set role", icon=":material/badge:"):
+            act(lambda: accounts.set_role(database, user, username, role), f"{username} is {role} now.")
+    with st.container(horizontal=True):
+        if st.button("Reset password", icon=":material/key:", help="One-time password; ends this user's sessions"):
+            password = None
+            with st.spinner("Resetting …"):
+                password = accounts.reset_password(database, user, username)
+            auth.leave_message(
+                f"One-time password of {username}, shown this once; it must be changed at the next sign-in:", password
+            )
+            st.rerun()
+        if chosen.active:
+            if st.button("Deactivate", icon=":material/person_off:", help="Signs the user out and keeps them out"):
+                act(lambda: accounts.set_active(database, user, username, False), f"{username} is deactivated.")
+        elif st.button("Activate", icon=":material/person_check:"):
+            act(lambda: accounts.set_active(database, user, username, True), f"{username} is active again.")
+        if chosen.locked_until and st.button("Unlock", icon=":material/lock_open:"):
+            act(lambda: accounts.unlock(database, user, username), f"{username} may try again.")
+
+with add, st.form("add", border=False):
+    new_username = st.text_input("User name", max_chars=64)
+    new_name = st.text_input("Name", max_chars=200)
+    new_email = st.text_input("E-mail (optional)", max_chars=254)
+    new_role = st.segmented_control("Role", accounts.ROLES, default="reader", required=True, key="new_role")
+    if st.form_submit_button("Add user", icon=":material/person_add:", type="primary"):
+        password = accounts.one_time_password()
+        try:
+            added = accounts.add_user(
+                database,
+                user,
+                username=new_username,
+                name=new_name,
+                email=new_email,
+                role=new_role,
+                password=password,
+                must_change_password=True,
+            )
+        except AccountError as error:
+            st.error(str(error), icon=":material/error:")
+        else:
+            auth.leave_message(f"Added {added.username}. One-time password, shown this once:", password)
+            st.rerun()
+
+with invite:
+    with st.form("invite", border=False):
+        invited_role = st.segmented_control("Role", accounts.ROLES, default="reader", required=True, key="invited_role")
+        note = st.text_input("For whom (a note for you)", max_chars=200)
+        if st.form_submit_button("Make an invitation", icon=":material/mail:", disabled=policy == "closed"):
+            code = accounts.create_invite(database, user, role=invited_role, note=note)
+            auth.leave_message(f"Invitation, shown this once, good for {accounts.INVITE_DAYS} days:", code)
+            st.rerun()
+    for row in accounts.list_invites(database, user):
+        with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            fate = f"used by {theme.plain(row.used_by)}" if row.used_by else f"open until {row.expires_at:%d %b %Y}"
+            st.markdown(f"**{row.role}** · {fate}  \n:gray[{theme.plain(row.note) or 'no note'}]", width="content")
+            if not row.used_by and st.button("Take back", key=f"revoke_{row.id}", icon=":material/undo:"):
+                accounts.revoke_invite(database, user, row.id)
+                st.rerun()
