@@ -118,7 +118,8 @@ class OpenVINOEngine:
             "INFERENCE_PRECISION_HINT": "bf16" if fast else "f32",
         }
         if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+            # Several processes share the machine: none may pin its threads to the cores that the others pin theirs to.
+            options |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         try:
             self._compiled = core.compile_model(str(path), "CPU", options)
         except RuntimeError as error:

@@ -1,0 +1,712 @@
+"""Whole archives: folder or URL in, one Parquet table out, on every core, resumable at any point.
+
+The input is cut into chunks, and the answers to a chunk become one part file whose name follows from the chunk's
+content (paths, sizes, versions), the weights and the fitted statistics. It is written aside and renamed, so a part
+that exists is done, a job that was killed goes on where it was, and doing a chunk twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import brainmri
+from brainmri.config import Settings
+from brainmri.errors import BrainMRIError, DataError, InvalidImageError, StorageError
+from brainmri.types import CLASS_NAMES, Analysis, MRISlice
+
+if TYPE_CHECKING:
+    import pyarrow
+    from fsspec import AbstractFileSystem
+
+CHUNK_FILES = 256
+"""Files a chunk on average; at most four times as many."""
+BATCH_FILES = 32
+MAX_ATTEMPTS = 4
+"""Workers that may die over one chunk before the job stops."""
+IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
+
+Progress = Callable[["Summary"], None]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Files that are answered together: paths relative to the job's root, and the part's name."""
+
+    name: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs, on this machine or another.
+
+    Attributes
+    ----------
+    root : str
+        Folder or fsspec URL with pictures, DICOM files and zips.
+    output : str
+        ``….parquet``: one table, and ``….bad.parquet`` beside it; parts lie in ``….parquet.parts`` until it is whole.
+        Anything else is a folder of parts that Parquet readers open as one table.
+    insist : bool
+        Take DICOM of other modalities and kinds too.
+    threads : int
+        Of each worker's engine.
+    """
+
+    root: str
+    output: str
+    settings: Settings
+    model_id: str
+    weights_sha256: str
+    rule_sha256: str
+    insist: bool = False
+    threads: int = 1
+    chunk_files: int = CHUNK_FILES
+
+    @property
+    def parts(self) -> str:
+        """Folder of the parts."""
+        return f"{self.output}.parts" if self.single_file else self.output
+
+    @property
+    def single_file(self) -> bool:
+        """Whether the parts become one file in the end."""
+        return self.output.endswith(".parquet")
+
+    @property
+    def bad(self) -> str:
+        """Where the table of files that have no answer goes: a file or a folder."""
+        return f"{self.output.removesuffix('.parquet')}.bad.parquet" if self.single_file else f"{self.output}/_bad"
+
+    def identity(self) -> dict[str, str]:
+        """What must be the same for parts to belong together."""
+        facts = {"root": self.root, "model_id": self.model_id, "weights_sha256": self.weights_sha256}
+        facts |= {"rule_sha256": self.rule_sha256, "software_version": brainmri.__version__}
+        return {**facts, "insist": str(self.insist)}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How far a job is.
+
+    Attributes
+    ----------
+    files, total_files, resumed_files : int
+        Done (with those that an earlier run did), all, and done by an earlier run.
+    rows, bad_files : int
+        Slices answered and files set aside, by this run.
+    elapsed_s : float
+    """
+
+    files: int = 0
+    total_files: int = 0
+    resumed_files: int = 0
+    rows: int = 0
+    bad_files: int = 0
+    elapsed_s: float = 0.0
+
+    @property
+    def files_per_second(self) -> float:
+        """Of this run alone."""
+        return (self.files - self.resumed_files) / max(self.elapsed_s, 1e-9)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Estimate; None before the first chunk."""
+        done = self.files - self.resumed_files
+        return (self.total_files - self.files) / self.files_per_second if done else None
+
+
+def make_job(
+    root: str | Path,
+    output: str | Path,
+    settings: Settings,
+    *,
+    model_id: str | None = None,
+    insist: bool = False,
+    workers: int = 1,
+    chunk_files: int = CHUNK_FILES,
+) -> Job:
+    """Describe a job; the card and fitted statistics must be there, the images may be anywhere.
+
+    Raises
+    ------
+    ModelError
+        No such model.
+    """
+    from brainmri.model import read_card, sha256_of
+
+    model_id = model_id or settings.model.id
+    card = read_card(model_id, settings.model.directory)
+    rule = Path(settings.model.directory) / f"{model_id}.npz"
+    return Job(
+        root=_absolute(root),
+        output=_absolute(output),
+        settings=settings,
+        model_id=model_id,
+        weights_sha256=card.weights_sha256,
+        rule_sha256=sha256_of(rule) if rule.is_file() else "",
+        insist=insist,
+        threads=max(1, available_cores() // workers),
+        chunk_files=chunk_files,
+    )
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _absolute(path: str | Path) -> str:
+    text = str(path)
+    return text.rstrip("/") if "://" in text else str(Path(text).resolve())
+
+
+def file_system(url: str) -> tuple[AbstractFileSystem, str]:
+    """The fsspec file system of a folder or URL, and the path on it.
+
+    Raises
+    ------
+    DataError
+        Unknown protocol, or its package is not installed.
+    """
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise DataError(
+            f"{url}: {error}; give a folder or a URL that fsspec can open (s3://, gs://, abfs:// ...)"
+        ) from error
+
+
+def list_files(job: Job) -> Iterator[tuple[str, str]]:
+    """Files under the root in order, folder by folder, with what tells a changed file (size and version).
+
+    Hidden files, index files and the job's own output are left out.
+
+    Raises
+    ------
+    DataError
+        No such folder.
+    """
+    fs, root = file_system(job.root)
+    if not fs.isdir(root):
+        raise DataError(f"{job.root}: no such folder; expected one with images")
+    own = {file_system(url)[1] for url in (job.parts, job.output, job.bad)}
+
+    def walk(folder: str) -> Iterator[tuple[str, str]]:
+        for entry in sorted(fs.ls(folder, detail=True), key=lambda e: e["name"]):
+            path = entry["name"].rstrip("/")
+            name = path.rsplit("/", 1)[-1]
+            if name.startswith(".") or name.lower() in IGNORED_NAMES or path in own or path == folder:
+                continue
+            if entry["type"] == "directory":
+                yield from walk(path)
+            else:
+                version = next(
+                    (entry[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if k in entry), ""
+                )
+                yield path[len(root) :].lstrip("/"), f"{entry['size']} {version}"
+
+    yield from walk(root)
+
+
+def list_chunks(job: Job) -> Iterator[Chunk]:
+    """Cut the listing where a path's hash says so: a file more or less changes its own chunk alone."""
+    basis = json.dumps({**job.identity(), "root": ""}, sort_keys=True).encode()
+    files: list[str] = []
+    digest = hashlib.sha256(basis)
+    for path, version in list_files(job):
+        files.append(path)
+        digest.update(f"{path}\n{version}\n".encode())
+        cut = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) % job.chunk_files == 0
+        if cut or len(files) == 4 * job.chunk_files:
+            yield Chunk(f"part-{digest.hexdigest()[:24]}", tuple(files))
+            files, digest = [], hashlib.sha256(basis)
+    if files:
+        yield Chunk(f"part-{digest.hexdigest()[:24]}", tuple(files))
+
+
+@dataclass
+class ChunkWorker:
+    """Holds one engine and answers chunks, in this process; used by local workers and by Ray's actors alike."""
+
+    job: Job
+    _classifier: Any = field(default=None, init=False)
+
+    def run(self, chunk: Chunk) -> tuple[int, int]:
+        """Answer a chunk and write its part, unless it exists; returns how many rows and bad files."""
+        fs, parts = file_system(self.job.parts)
+        target = f"{parts}/{chunk.name}.parquet"
+        if fs.exists(target):
+            return _count(fs, target), _count(fs, f"{parts}/_bad/{chunk.name}.parquet")
+        # Whoever died over this chunk left a mark: now each file is decoded in a process that may die alone.
+        mark = f"{parts}/_tries/{chunk.name}"
+        suspicious = fs.exists(mark)
+        fs.makedirs(f"{parts}/_tries", exist_ok=True)
+        fs.pipe_file(mark, b"")
+        batches = [chunk.files[i : i + BATCH_FILES] for i in range(0, len(chunk.files), BATCH_FILES)]
+        rows: list[dict[str, Any]] = []
+        bad: list[dict[str, Any]] = []
+        # Two threads take turns: one reads, decodes and preprocesses while the other's batch is in the engine.
+        # A remote file is mostly waited for, so more of them.
+        with _reader(self.job, suspicious) as read, ThreadPoolExecutor(2 if "://" not in self.job.root else 8) as pool:
+            for more_rows, more_bad in pool.map(lambda files: self._answer(files, read), batches):
+                rows += more_rows
+                bad += more_bad
+        # The part says that the chunk is done, so it comes last.
+        if bad:
+            write_table(f"{self.job.parts}/_bad/{chunk.name}.parquet", bad, bad_schema())
+        write_table(f"{self.job.parts}/{chunk.name}.parquet", rows, schema())
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(mark)
+        return len(rows), len(bad)
+
+    @property
+    def classifier(self):
+        """Loaded when first asked for."""
+        if self._classifier is None:
+            from brainmri.inference import load_classifier
+
+            chosen = self.job.settings.model
+            self._classifier = load_classifier(
+                self.job.model_id, chosen.directory, chosen.engine, threads=self.job.threads
+            )
+        return self._classifier
+
+    def _answer(self, files: tuple[str, ...], read: Callable[[str], list[MRISlice]]):
+        from brainmri.pipeline import analyse
+
+        rows: list[dict[str, Any]] = []
+        bad: list[dict[str, Any]] = []
+        waiting: list[tuple[str, int, MRISlice]] = []
+
+        def flush() -> None:
+            answers = analyse(self.classifier, [s for _, _, s in waiting])
+            rows.extend(_row(path, number, a) for (path, number, _), a in zip(waiting, answers, strict=True))
+            waiting.clear()
+
+        for path in files:
+            try:
+                for number, mri_slice in enumerate(read(path), start=1):
+                    waiting.append((path, number, mri_slice))
+                    if len(waiting) >= BATCH_FILES:
+                        flush()
+            except (BrainMRIError, OSError, _Poison) as error:
+                bad.append({"path": path, "error": type(error).__name__.lstrip("_"), "message": str(error)})
+        flush()
+        return rows, bad
+
+
+class _Poison(Exception):
+    """A file over which two processes died."""
+
+
+@contextlib.contextmanager
+def _reader(job: Job, isolated: bool) -> Iterator[Callable[[str], list[MRISlice]]]:
+    if not isolated:
+        yield lambda path: read_file(job, path)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool: list[ProcessPoolExecutor] = []
+    lock = multiprocessing.get_context("spawn").Lock()
+
+    def read(path: str) -> list[MRISlice]:
+        with lock:
+            for _ in range(2):
+                if not pool:
+                    pool.append(ProcessPoolExecutor(1, mp_context=context))
+                try:
+                    return pool[0].submit(read_file, job, path).result()
+                except BrokenProcessPool:
+                    pool.pop().shutdown()
+            raise _Poison("two processes died reading this file; it is set aside")
+
+    try:
+        yield read
+    finally:
+        for executor in pool:
+            executor.shutdown()
+
+
+def read_file(job: Job, path: str) -> list[MRISlice]:
+    """Read and decode one file of a job.
+
+    Raises
+    ------
+    InvalidImageError
+        Too large or no usable image.
+    OSError
+        It cannot be read.
+    """
+    from brainmri.pipeline import read_slices
+
+    fs, root = file_system(job.root)
+    limit_mb = max(job.settings.uploads.max_size_mb, job.settings.dicom.max_archive_mb)
+    with fs.open(f"{root}/{path}", "rb") as file:
+        content = file.read(int(limit_mb * 1e6) + 1)
+    if len(content) > limit_mb * 1e6:
+        raise InvalidImageError(f"{path}: over {limit_mb:.0f} MB, the limit")
+    return read_slices(content, path.rsplit("/", 1)[-1], job.settings, insist=job.insist)
+
+
+def schema() -> pyarrow.Schema:
+    """Columns of the results: one row a slice."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("path", pa.string()),
+            ("slice", pa.int32()),  # within its file, from 1
+            ("label", pa.string()),  # null unless the decision is "class"
+            ("decision", pa.string()),
+            ("prediction_set", pa.list_(pa.string())),
+            *((f"p_{name}", pa.float32()) for name in CLASS_NAMES),
+            ("ood_score", pa.float32()),
+            ("ood_threshold", pa.float32()),
+            ("sha256", pa.string()),
+            ("source_format", pa.string()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            ("spacing_row_mm", pa.float64()),
+            ("spacing_column_mm", pa.float64()),
+            ("sop_instance_uid", pa.string()),
+            ("frame", pa.int32()),
+            ("crop_top", pa.int32()),
+            ("crop_left", pa.int32()),
+            ("crop_side", pa.int32()),
+            ("notes", pa.string()),
+            ("model_id", pa.string()),
+            ("weights_sha256", pa.string()),
+            ("engine", pa.string()),
+            ("precision", pa.string()),
+            ("software_version", pa.string()),
+        ]
+    )
+
+
+def bad_schema() -> pyarrow.Schema:
+    """Columns of the side table: one row a file without an answer."""
+    import pyarrow as pa
+
+    return pa.schema([("path", pa.string()), ("error", pa.string()), ("message", pa.string())])
+
+
+def _row(path: str, number: int, analysis: Analysis) -> dict[str, Any]:
+    mri_slice = analysis.slice
+    height, width = mri_slice.pixels.shape
+    spacing = mri_slice.spacing_mm or (None, None)
+    return {
+        "path": path,
+        "slice": number,
+        "label": analysis.label,
+        "decision": analysis.decision,
+        "prediction_set": list(analysis.prediction_set),
+        **{f"p_{name}": p for name, p in analysis.probabilities.items()},
+        "ood_score": analysis.ood_score,
+        "ood_threshold": analysis.ood_threshold,
+        "sha256": mri_slice.sha256,
+        "source_format": mri_slice.source_format,
+        "height": height,
+        "width": width,
+        "spacing_row_mm": spacing[0],
+        "spacing_column_mm": spacing[1],
+        "sop_instance_uid": mri_slice.sop_instance_uid,
+        "frame": mri_slice.frame,
+        "crop_top": analysis.transform.top,
+        "crop_left": analysis.transform.left,
+        "crop_side": analysis.transform.side,
+        "notes": "; ".join(mri_slice.notes) or None,
+        "model_id": analysis.model_id,
+        "weights_sha256": analysis.weights_sha256,
+        "engine": analysis.engine,
+        "precision": analysis.precision,
+        "software_version": brainmri.__version__,
+    }
+
+
+def write_table(url: str, rows: list[dict[str, Any]], table_schema: pyarrow.Schema) -> None:
+    """Write rows as Parquet, aside first and then renamed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, table_schema), buffer, compression="zstd")
+    _write_aside(url, buffer.getvalue().to_pybytes())
+
+
+def _count(fs: AbstractFileSystem, path: str) -> int:
+    """Rows of a Parquet file, 0 where there is none."""
+    import pyarrow.parquet as pq
+
+    if not fs.exists(path):
+        return 0
+    with fs.open(path, "rb") as file:
+        return pq.read_metadata(file).num_rows
+
+
+def _write_aside(url: str, content: bytes) -> None:
+    fs, path = file_system(url)
+    folder, name = path.rsplit("/", 1)
+    fs.makedirs(folder, exist_ok=True)
+    aside = f"{folder}/_{uuid.uuid4().hex}.{name}.tmp"
+    fs.pipe_file(aside, content)
+    fs.mv(aside, path)
+
+
+def run_archive(job: Job, *, workers: int = 1, overwrite: bool = False, progress: Progress | None = None) -> Summary:
+    """Answer a whole archive on this machine with that many worker processes.
+
+    Called again after any interruption, it goes on where it was.
+
+    Parameters
+    ----------
+    overwrite : bool
+        Replace an output that holds another job's answers.
+    progress : callable, optional
+        Called after each chunk.
+
+    Returns
+    -------
+    Summary
+        At the end.
+
+    Raises
+    ------
+    DataError
+        No such root, or no file under it.
+    StorageError
+        The output holds another job's answers, or workers die over the same chunk again and again.
+    """
+    return run_chunks(
+        job, lambda chunks: _on_this_machine(job, chunks, workers), overwrite=overwrite, progress=progress
+    )
+
+
+Outcome = tuple[Chunk, int, int]
+"""A chunk that is done, its rows and its bad files."""
+
+
+def run_chunks(
+    job: Job,
+    execute: Callable[[Iterable[Chunk]], Iterator[Outcome]],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Plan a job, have `execute` answer the chunks that have no part yet, and put the output together."""
+    start = time.perf_counter()
+    total, job_sha256 = _survey(job)
+    if not total:
+        raise DataError(f"{job.root}: holds no file; expected images")
+    if _claim_output(job, job_sha256, overwrite):
+        return Summary(total, total, total, elapsed_s=time.perf_counter() - start)
+    fs, parts = file_system(job.parts)
+    done = {Path(p).name.removesuffix(".parquet") for p in fs.ls(parts, detail=False)} if fs.isdir(parts) else set()
+    summary = Summary(total_files=total)
+    resumed = 0
+
+    def open_chunks() -> Iterator[Chunk]:
+        nonlocal resumed
+        for chunk in list_chunks(job):
+            if chunk.name in done:
+                resumed += len(chunk.files)
+            else:
+                yield chunk
+
+    answered = 0
+    for chunk, rows, bad in execute(open_chunks()):
+        answered += len(chunk.files)
+        summary = replace(
+            summary,
+            files=resumed + answered,
+            resumed_files=resumed,
+            rows=summary.rows + rows,
+            bad_files=summary.bad_files + bad,
+            elapsed_s=time.perf_counter() - start,
+        )
+        if progress:
+            progress(summary)
+    summary = replace(summary, files=resumed + answered, resumed_files=resumed)
+    _finish_output(job, job_sha256)
+    return replace(summary, elapsed_s=time.perf_counter() - start)
+
+
+def _survey(job: Job) -> tuple[int, str]:
+    """Number of files, and a hash of the whole plan."""
+    total, digest = 0, hashlib.sha256()
+    for chunk in list_chunks(job):
+        total += len(chunk.files)
+        digest.update(chunk.name.encode())
+    return total, digest.hexdigest()
+
+
+def _claim_output(job: Job, job_sha256: str, overwrite: bool) -> bool:
+    """Check that the output is free or this job's; True where it is complete already."""
+    import pyarrow.parquet as pq
+
+    fs, parts = file_system(job.parts)
+    other = StorageError(
+        f"{job.output}: holds the answers to other images or of another model; choose another --output, or --overwrite"
+    )
+    output = file_system(job.output)[1]
+    if job.single_file and fs.exists(output):
+        if fs.isdir(output):
+            raise StorageError(
+                f"{job.output}: is a folder; expected a file name, or a folder whose name has no .parquet"
+            )
+        with fs.open(output, "rb") as file:
+            try:
+                found = (pq.read_schema(file).metadata or {}).get(b"brainmri_job", b"").decode()
+            except OSError:
+                found = "no Parquet file"
+        if found == job_sha256:
+            return True
+        if not overwrite:
+            raise other
+    claim = f"{parts}/_job.json"
+    if fs.exists(claim):
+        if json.loads(fs.cat_file(claim)) == job.identity():
+            return False
+        if not overwrite:
+            raise other
+        fs.rm(parts, recursive=True)
+    strangers = [p for p in fs.ls(parts, detail=False) if p.rsplit("/", 1)[-1][0] != "_"] if fs.isdir(parts) else []
+    if strangers:
+        raise StorageError(f"{job.parts}: holds other files ({strangers[0]}); choose an empty --output")
+    _write_aside(f"{job.parts}/_job.json", json.dumps(job.identity(), indent=2).encode())
+    return False
+
+
+def _finish_output(job: Job, job_sha256: str) -> None:
+    """Drop parts of files that changed or went meanwhile; make the single file where one is asked for."""
+    fs, parts = file_system(job.parts)
+    names = [chunk.name for chunk in list_chunks(job)]
+    planned = {f"{name}.parquet" for name in names}
+    for folder in (parts, f"{parts}/_bad"):
+        if fs.isdir(folder):
+            for path in fs.ls(folder, detail=False):
+                name = path.rstrip("/").rsplit("/", 1)[-1]
+                if name.endswith((".parquet", ".tmp")) and name not in planned:
+                    fs.rm_file(path)
+    if fs.isdir(f"{parts}/_tries"):
+        fs.rm(f"{parts}/_tries", recursive=True)
+    if job.single_file:
+        _merge(f"{parts}/_bad", names, job.bad, bad_schema(), job_sha256)
+        _merge(parts, names, job.output, schema(), job_sha256)
+        fs.rm(parts, recursive=True)
+
+
+def _merge(folder: str, names: list[str], url: str, table_schema: pyarrow.Schema, job_sha256: str) -> None:
+    """Join parts, one in memory at a time."""
+    import pyarrow.parquet as pq
+
+    fs, path = file_system(url)
+    parent = path.rsplit("/", 1)[0]
+    aside = f"{parent}/_{uuid.uuid4().hex}.tmp"
+    with (
+        fs.open(aside, "wb") as file,
+        pq.ParquetWriter(file, table_schema.with_metadata({"brainmri_job": job_sha256}), compression="zstd") as writer,
+    ):
+        for name in names:
+            part = f"{folder}/{name}.parquet"
+            if fs.exists(part):
+                with fs.open(part, "rb") as source:
+                    table = pq.read_table(source)
+                if len(table):
+                    writer.write_table(table.cast(table_schema.with_metadata({"brainmri_job": job_sha256})))
+    fs.mv(aside, path)
+
+
+def _on_this_machine(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[Outcome]:
+    """Worker processes that each hold an engine and take a chunk at a time; one that dies is replaced."""
+    context = multiprocessing.get_context("spawn")
+    pending = iter(chunks)
+    again: list[Chunk] = []
+    attempts: dict[str, int] = {}
+    crew: dict[Connection, tuple[Any, Chunk | None]] = {}
+
+    def hire() -> Connection:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, job), name="brainmri-archive")
+        process.start()
+        theirs.close()
+        crew[ours] = (process, None)
+        return ours
+
+    def give(connection: Connection) -> None:
+        chunk = again.pop() if again else next(pending, None)
+        crew[connection] = (crew[connection][0], chunk)
+        if chunk is not None:
+            with contextlib.suppress(BrokenPipeError):  # it died idle; the wait below finds it
+                connection.send(chunk)
+
+    try:
+        for _ in range(workers):
+            give(hire())
+        while any(chunk for _, chunk in crew.values()):
+            for connection in cast(list[Connection], wait([c for c, (_, chunk) in crew.items() if chunk])):
+                process, chunk = crew[connection]
+                try:
+                    answer = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    answer = None
+                if isinstance(answer, BaseException):
+                    raise answer
+                if answer is not None and chunk is not None:
+                    yield chunk, *answer
+                    give(connection)
+                    continue
+                del crew[connection]
+                connection.close()
+                process.join()
+                if chunk is not None:
+                    attempts[chunk.name] = attempts.get(chunk.name, 0) + 1
+                    if attempts[chunk.name] >= MAX_ATTEMPTS:
+                        raise StorageError(
+                            f"{MAX_ATTEMPTS} worker processes died over the same {len(chunk.files)} files "
+                            f"(first: {chunk.files[0]}); is there enough memory? Fewer --workers need less"
+                        )
+                    again.append(chunk)
+                give(hire())
+    finally:
+        for connection, (process, chunk) in crew.items():
+            connection.close()
+            if chunk is not None:
+                process.terminate()
+        for process, _ in crew.values():
+            process.join()
+
+
+def _work(connection: Connection, job: Job) -> None:
+    """A worker process: chunks in, counts out; ends when the parent does."""
+    worker = ChunkWorker(job)
+    while True:
+        try:
+            chunk = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer: Any = worker.run(chunk)
+        except KeyboardInterrupt:
+            return
+        except BrainMRIError as error:
+            answer = error
+        except Exception as error:
+            answer = StorageError(f"{job.output}: a worker failed ({type(error).__name__}: {error})")
+        with contextlib.suppress(BrokenPipeError):
+            connection.send(answer)

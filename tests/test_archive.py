@@ -1,0 +1,207 @@
+"""Archives: every file answered once, whatever dies in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from brainmri.archive import Chunk, ChunkWorker, list_chunks, make_job, run_archive, run_chunks
+from brainmri.config import ModelSettings, Settings
+from brainmri.errors import DataError, StorageError
+from brainmri.inference import load_classifier
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def settings(tiny_models):
+    return Settings(model=ModelSettings(id="tiny", directory=tiny_models))
+
+
+@pytest.fixture
+def images(tmp_path, slices):
+    """Forty pictures in two folders, and three files that are none."""
+    root = tmp_path / "images"
+    for i in range(40):
+        file = root / f"series {i % 2}" / f"{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(slices[i % 12], i, axis=1)).save(file)
+    (root / "empty.png").write_bytes(b"")
+    (root / "notes.txt").write_text("not an image")
+    (root / "series 0" / "cut.png").write_bytes((root / "series 0" / "000.png").read_bytes()[:200])
+    (root / ".hidden").write_text("left out")
+    return root
+
+
+BAD = {"empty.png", "notes.txt", "series 0/cut.png"}
+
+
+def check(table, bad, images):
+    """Every file exactly once, in one of the two tables."""
+    expected = {p.relative_to(images).as_posix() for p in images.rglob("*.*") if p.name[0] != "."}
+    assert sorted(table["path"]) == sorted(expected - BAD)
+    assert sorted(bad["path"]) == sorted(BAD)
+
+
+def test_answers_are_those_of_predict(images, tmp_path, settings):
+    seen = []
+    output = tmp_path / "results.parquet"
+    job = make_job(images, output, settings, workers=2, chunk_files=8)
+    summary = run_archive(job, workers=2, progress=seen.append)
+    table, bad = pd.read_parquet(output), pd.read_parquet(tmp_path / "results.bad.parquet")
+    check(table, bad, images)
+    assert (summary.rows, summary.bad_files, summary.files) == (40, 3, 43)
+    assert [s.files for s in seen] == sorted(s.files for s in seen)
+    assert seen[-1].files == seen[-1].total_files == 43
+    assert seen[0].remaining_s > 0
+    assert bad.set_index("path").loc["empty.png", "message"].startswith("empty.png: the file is empty")
+    assert not (tmp_path / "results.parquet.parts").exists()
+    classifier = load_classifier("tiny", settings.model.directory)
+    for row in table.sample(5, random_state=0).itertuples():
+        prediction = classifier.predict([np.asarray(Image.open(images / row.path))])
+        assert (row.p_glioma, row.p_pituitary) == pytest.approx(tuple(prediction.probabilities[0, [0, 3]]), abs=1e-3)
+        assert (row.engine, row.precision, row.decision) == ("openvino", "bf16", prediction.decisions[0])
+    again = run_archive(job, workers=2)
+    assert (again.files, again.resumed_files, again.rows) == (43, 43, 0)
+
+
+def test_killed_and_resumed(images, tmp_path, settings):
+    """kill -9 of the whole job, twice, then once more to the end: nothing lost, nothing doubled, nothing done twice."""
+    output = tmp_path / "results"
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model:\n  id: tiny\n  directory: {settings.model.directory}\n")
+    code = (
+        "from brainmri.archive import *; from brainmri.config import load_settings\n"
+        "if __name__ == '__main__':\n"
+        f"    print(run_archive(make_job({str(images)!r}, {str(output)!r}, load_settings(), chunk_files=3), workers=2))"
+    )
+    script = tmp_path / "job.py"
+    script.write_text(code)
+    environment = {**os.environ, "BRAINMRI_CONFIG": str(config), "PYTHONPATH": str(ROOT)}
+
+    def parts():
+        return {p.name: p.stat().st_mtime_ns for p in output.glob("part-*.parquet")}
+
+    n_chunks = len(list(list_chunks(make_job(images, output, settings, chunk_files=3))))
+    assert n_chunks > 6
+    for kept in (1, 3):
+        process = subprocess.Popen([sys.executable, script], env=environment, start_new_session=True)
+        while len(parts()) < kept and process.poll() is None:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = parts()
+    assert kept <= len(before) < n_chunks
+    done = subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True)
+    assert "resumed_files=" in done.stdout
+    assert {name: parts()[name] for name in before} == before
+    check(pd.read_parquet(output), pd.read_parquet(output / "_bad"), images)
+    assert sorted(p.name for p in output.glob("_*")) == ["_bad", "_job.json"]
+
+
+POISON = """
+import os
+from brainmri import imaging, pipeline
+decode = imaging.decode_image
+def decode_image(content, name, **options):
+    if name == "poison.png":
+        open(os.environ["POISON_LOG"], "a").write("x")
+        os._exit(11)  # as a decoder that segfaults would
+    return decode(content, name, **options)
+pipeline.decode_image = decode_image
+"""
+
+
+def test_a_poison_file_is_set_aside_after_two_tries(images, tmp_path, settings, monkeypatch):
+    (images / "series 1" / "poison.png").write_bytes((images / "series 1" / "001.png").read_bytes())
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{ROOT}")
+    monkeypatch.setenv("POISON_LOG", str(tmp_path / "log"))
+    output = tmp_path / "results.parquet"
+    summary = run_archive(make_job(images, output, settings, workers=2, chunk_files=100), workers=2)
+    bad = pd.read_parquet(tmp_path / "results.bad.parquet").set_index("path")
+    assert "two processes died" in bad.loc["series 1/poison.png", "message"]
+    assert len(bad) == 4
+    assert summary.rows == len(pd.read_parquet(output)) == 40
+    assert (tmp_path / "log").read_text() == "xxx"  # once with its chunk, twice alone
+
+
+def test_a_new_file_changes_its_own_chunk_alone(images, tmp_path, settings, slices):
+    job = make_job(images, tmp_path / "results", settings, chunk_files=4)
+    run_archive(job)
+    before = {c.name for c in list_chunks(job)}
+    Image.fromarray(slices[0]).save(images / "series 1" / "new.png")
+    after = {c.name for c in list_chunks(job)}
+    assert len(before - after) <= 1
+    summary = run_archive(job)
+    assert summary.resumed_files > 30
+    table = pd.read_parquet(tmp_path / "results")
+    check(table, pd.read_parquet(tmp_path / "results" / "_bad"), images)
+    (images / "series 1" / "new.png").unlink()
+    run_archive(job)
+    assert len(pd.read_parquet(tmp_path / "results")) == 40
+
+
+def test_urls_and_the_same_writer_in_process(images, tmp_path, settings):
+    """memory:// stands for any remote store."""
+    remote = fsspec.filesystem("memory")
+    for file in images.rglob("*.png"):
+        remote.pipe_file(f"/archive/{file.relative_to(images).as_posix()}", file.read_bytes())
+    job = make_job("memory://archive", "memory://results.parquet", settings, chunk_files=8)
+    worker = ChunkWorker(job)
+    run_chunks(job, lambda chunks: ((c, *worker.run(c)) for c in chunks))
+    with remote.open("/results.parquet") as file:
+        assert len(pd.read_parquet(file)) == 40
+    assert remote.exists("/results.bad.parquet")
+    assert not remote.exists("/results.parquet.parts")
+
+
+def test_an_output_of_another_job_is_not_touched(images, tmp_path, settings):
+    output = tmp_path / "results.parquet"
+    pd.DataFrame({"precious": [1]}).to_parquet(output)
+    content = output.read_bytes()
+    job = make_job(images, output, settings, chunk_files=100)
+    with pytest.raises(StorageError, match="answers to other images or of another model"):
+        run_archive(job)
+    assert output.read_bytes() == content
+    run_archive(job, overwrite=True)
+    assert len(pd.read_parquet(output)) == 40
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("precious")
+    with pytest.raises(StorageError, match=r"holds other files .*letter.txt"):
+        run_archive(make_job(images, tmp_path / "mine", settings), overwrite=True)
+
+
+def test_bad_roots(tmp_path, settings):
+    with pytest.raises(DataError, match="no such folder"):
+        run_archive(make_job(tmp_path / "nowhere", tmp_path / "out", settings))
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match="holds no file"):
+        run_archive(make_job(tmp_path / "void", tmp_path / "out", settings))
+    with pytest.raises(DataError, match="fsspec can open"):
+        run_archive(make_job("nonsense://bucket", tmp_path / "out", settings))
+
+
+def test_the_output_may_lie_in_the_input(images, settings):
+    job = make_job(images, images / "results.parquet", settings, chunk_files=100)
+    run_archive(job)
+    assert len(pd.read_parquet(images / "results.parquet")) == 40
+    assert run_archive(job).resumed_files == 43
+
+
+def test_a_missing_file_is_a_bad_file(images, tmp_path, settings):
+    """Gone between listing and reading."""
+    job = make_job(images, tmp_path / "out", settings)
+    assert ChunkWorker(job).run(Chunk("part-x", ("gone.png",))) == (0, 1)
+    assert "FileNotFoundError" in pd.read_parquet(tmp_path / "out" / "_bad")["error"].tolist()
