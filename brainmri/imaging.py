@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 
 import numpy as np
@@ -16,6 +17,7 @@ from brainmri.types import CropTransform, MRISlice
 NETWORK_SIZE = 128
 ACCEPTED_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 MIN_SIDE = 16
+_BLOCK = 4_000_000
 _ACCEPTED = "accepted: PNG, JPEG, TIFF, BMP, GIF, WebP and DICOM"
 
 
@@ -67,7 +69,10 @@ def decode_image(
     except InvalidImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise InvalidImageError(f"{name}: too many pixels, the limit is {max_pixels:,} (uploads.max_pixels)") from error
+        count = next(iter(re.findall(r"\d+", str(error))), "too many")  # Pillow's own guard knows the size, we do not
+        raise InvalidImageError(
+            f"{name}: {count} pixels, the limit is {max_pixels:,} pixels (uploads.max_pixels)"
+        ) from error
     except UnidentifiedImageError as error:
         raise InvalidImageError(f"{name}: not an image that can be read; {_ACCEPTED}") from error
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
@@ -88,13 +93,19 @@ def _to_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
 
 def stretch_to_uint8(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Map [low, high] (default: the finite minimum and maximum) linearly to 0-255, clipping what lies outside."""
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
+    values = np.asarray(values)
+    finite = np.isfinite(values)
+    if not finite.any():
         return np.zeros(values.shape, np.uint8)
-    low = float(finite.min()) if low is None else low
-    high = float(finite.max()) if high is None else high
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255.0 / max(high - low, 1e-12))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    low = float(values[finite].min()) if low is None else low
+    high = float(values[finite].max()) if high is None else high
+    factor = 255.0 / max(high - low, 1e-12)
+    stretched = np.empty(values.shape, np.uint8)
+    step = max(1, _BLOCK // max(1, values[0].size))  # block by block: the copies of a large picture add up
+    for start in range(0, len(values), step):
+        block = np.nan_to_num(values[start : start + step], nan=low, posinf=high, neginf=low)
+        stretched[start : start + step] = np.clip(np.rint((block - low) * factor), 0, 255)
+    return stretched
 
 
 def preprocess(pixels: np.ndarray, size: int = NETWORK_SIZE) -> tuple[np.ndarray, CropTransform]:

@@ -1,0 +1,323 @@
+"""Decoding what users bring: the sensible correctly, the rest refused in one line, in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from brainmri.errors import BrainMRIError, InvalidImageError
+from brainmri.imaging import MIN_SIDE, decode_image, preprocess, stretch_to_uint8
+
+PICTURE = np.add.outer(np.arange(40), np.arange(0, 120, 2)).astype(np.uint8)  # 40 x 60, no symmetry
+
+
+def encode(image, file_format="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+# --- decoded correctly ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "GIF"])
+def test_lossless_grey_comes_back_exactly(file_format):
+    decoded = decode_image(encode(PICTURE, file_format), "a")
+    np.testing.assert_array_equal(decoded.pixels, PICTURE)
+    assert decoded.source_format == file_format
+    assert not decoded.pixels.flags.writeable
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+def test_lossy_grey_comes_back_nearly(file_format):
+    decoded = decode_image(encode(PICTURE, file_format, quality=95), "a").pixels
+    assert np.abs(decoded.astype(int) - PICTURE).max() <= 6
+
+
+def test_name_says_nothing_about_the_content():
+    decoded = decode_image(encode(PICTURE, "PNG"), "wrong.jpg")
+    assert decoded.source_format == "PNG"
+    np.testing.assert_array_equal(decoded.pixels, PICTURE)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\scans\\passwd", "/abs/passwd"])
+def test_only_the_last_part_of_a_path_is_kept(name):
+    assert decode_image(encode(PICTURE), name).name == "passwd"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 65535), (100, 4095), (1000, 1255)])
+def test_16_bit_is_stretched_linearly(low, high):
+    wide = np.linspace(low, high, PICTURE.size).reshape(PICTURE.shape).astype(np.uint16)
+    decoded = decode_image(encode(wide), "a")
+    expected = np.rint((wide.astype(float) - wide.min()) * 255 / (wide.max() - wide.min()))
+    np.testing.assert_array_equal(decoded.pixels, expected)
+    assert "16-bit data" in decoded.notes[0]
+
+
+def test_float_tiff_is_stretched_and_bad_values_do_not_matter():
+    values = np.linspace(-1, 1, PICTURE.size, dtype=np.float32).reshape(PICTURE.shape)
+    values[3, 3] = np.nan
+    decoded = decode_image(encode(Image.fromarray(values), "TIFF"), "a").pixels
+    assert decoded.min() == 0
+    assert decoded.max() == 255
+
+
+def test_cmyk_becomes_its_luminance():
+    colour = Image.merge("RGB", [Image.fromarray(PICTURE)] * 3)
+    decoded = decode_image(encode(colour.convert("CMYK"), "TIFF"), "a").pixels
+    assert np.abs(decoded.astype(int) - PICTURE).max() <= 2
+    jpeg = decode_image(encode(colour.convert("CMYK"), "JPEG", quality=95), "a").pixels
+    assert np.abs(jpeg.astype(int) - PICTURE).max() <= 8
+
+
+def test_palette_is_looked_up():
+    image = Image.fromarray(255 - PICTURE, "L").convert("P")
+    image.putpalette([255 - i // 3 for i in range(768)])
+    decoded = decode_image(encode(image), "a").pixels
+    np.testing.assert_array_equal(decoded, PICTURE)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparency_lies_on_black(mode):
+    image = Image.fromarray(np.full((40, 60), 200, np.uint8)).convert(mode)
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[:, 30:] = 255
+    image.putalpha(Image.fromarray(alpha))
+    decoded = decode_image(encode(image), "a").pixels
+    assert (decoded[:, :30] == 0).all()
+    assert (decoded[:, 30:] == 200).all()
+
+
+def test_transparent_palette_colour_lies_on_black():
+    image = Image.fromarray(np.where(np.arange(60) < 30, 0, 1).astype(np.uint8)[None].repeat(40, 0), "P")
+    image.putpalette([255, 255, 255, 90, 90, 90])
+    decoded = decode_image(encode(image, transparency=0), "a").pixels
+    assert (decoded[:, :30] == 0).all()
+    assert (decoded[:, 30:] == 90).all()
+
+
+def test_one_bit_is_black_and_white():
+    decoded = decode_image(encode(Image.fromarray(PICTURE > 80)), "a").pixels
+    assert set(np.unique(decoded)) == {0, 255}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_undone(orientation):
+    turns = {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose,
+        6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a.T, 2), 8: lambda a: np.rot90(a, -1),
+    }  # how the camera stored an upright picture  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(turns[orientation](PICTURE))
+    np.testing.assert_array_equal(decode_image(encode(stored, "PNG", exif=exif), "a").pixels, PICTURE)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken_and_said(file_format):
+    frames = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
+    lossless = {"lossless": True} if file_format == "WEBP" else {}
+    content = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **lossless)
+    decoded = decode_image(content, "a")
+    np.testing.assert_array_equal(decoded.pixels, PICTURE)
+    assert decoded.notes == ("first of 2 frames",)
+
+
+# --- refused in one line -------------------------------------------------------------------------------------------
+
+
+def bomb(side: int) -> bytes:
+    """A black PNG of side x side pixels in a few hundred kilobytes."""
+    packer, rows = zlib.compressobj(9), bytearray()
+    for _ in range(side):
+        rows += packer.compress(bytes(side + 1))
+    rows += packer.flush()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(rows)) + chunk(b"IEND", b"")
+
+
+REFUSED = {
+    "zero bytes": (lambda: b"", "0 bytes"),
+    "text": (lambda: b"hello, world\n" * 100, "not an image"),
+    "a program": (lambda: b"\x7fELF" + bytes(500), "not an image"),
+    "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "pdf": (lambda: b"%PDF-1.7\n" + bytes(100), "not an image"),
+    "a format that is not accepted": (lambda: encode(PICTURE, "PPM"), "not an image"),
+    "postscript": (lambda: encode(PICTURE, "EPS"), "not an image"),
+    "1 x 1": (lambda: encode(PICTURE[:1, :1]), "1 x 1 pixels"),
+    "a line": (lambda: encode(PICTURE[:1]), "60 x 1 pixels"),
+    "cut PNG": (lambda: encode(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))[:9000], "damaged"),
+    "cut JPEG": (lambda: encode(PICTURE, "JPEG")[:-300], "damaged"),
+    "cut TIFF": (lambda: encode(PICTURE, "TIFF")[:1200], "damaged"),
+    "cut header": (lambda: encode(PICTURE)[:20], "image"),
+    "signature only": (lambda: encode(PICTURE)[:8], "image"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_in_one_line_that_says_what_came_and_what_is_accepted(kind):
+    make, expected = REFUSED[kind]
+    with pytest.raises(InvalidImageError, match=expected) as caught:
+        decode_image(make(), "scan.png")
+    message = str(caught.value)
+    assert message.startswith("scan.png: ")
+    assert "\n" not in message
+    assert "accepted" in message or "needed" in message
+
+
+def test_over_20_mb_names_the_setting():
+    with pytest.raises(InvalidImageError, match=r"21\.0 MB, the limit is 20 MB \(uploads\.max_size_mb\)"):
+        decode_image(bytes(21_000_000), "a.png")
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded():
+    content = bomb(20_000)
+    assert len(content) < 1_000_000
+    with pytest.raises(InvalidImageError, match=r"400000000 pixels, the limit is 50,000,000"):
+        decode_image(content, "a.png")
+
+
+def test_pixel_limit_is_exact():
+    content = encode(PICTURE)
+    assert decode_image(content, "a", max_pixels=2400).pixels.size == 2400
+    with pytest.raises(InvalidImageError, match="limit is 2,399 pixels"):
+        decode_image(content, "a", max_pixels=2399)
+
+
+MEMORY = """
+import resource, sys
+sys.path[:0] = [{tests!r}]
+import io
+import numpy as np
+from PIL import Image
+from test_imaging import bomb
+from brainmri.config import load_settings
+from brainmri.errors import BrainMRIError
+from brainmri.imaging import preprocess
+from brainmri.pipeline import read_slices
+settings = load_settings()
+try:
+    read_slices(bomb(20_000), "bomb.png", settings)
+    sys.exit("the bomb was decoded")
+except BrainMRIError as error:
+    print(error)
+# The worst that is let in: just under the limit, colour, transparency, palette, 16 bit, rotated.
+side = int(settings.uploads.max_pixels ** 0.5)
+exif = Image.Exif(); exif[0x0112] = 6
+for mode, extra in (("L", dict(exif=exif)), ("RGBA", {{}}), ("P", dict(transparency=0)), ("I;16", {{}})):
+    buffer = io.BytesIO()
+    Image.new(mode, (side, side)).save(buffer, "PNG", compress_level=1, **extra)
+    assert buffer.tell() < 20e6
+    preprocess(read_slices(buffer.getvalue(), mode, settings)[0].pixels)
+    print(mode, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MB")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux reports it")
+def test_memory_stays_under_a_gigabyte_and_a_half():
+    script = MEMORY.format(tests=str(Path(__file__).resolve().parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "400000000 pixels" in done.stdout
+    assert int(done.stdout.split()[-1]) < 1.5e9, done.stdout
+
+
+# --- whatever comes ------------------------------------------------------------------------------------------------
+
+
+def decoded_or_refused(content: bytes) -> None:
+    try:
+        decoded = decode_image(content, "x")
+    except BrainMRIError as error:
+        message = str(error)
+    else:
+        message = ""
+        assert decoded.pixels.dtype == np.uint8
+        assert decoded.pixels.ndim == 2
+        assert min(decoded.pixels.shape) >= MIN_SIDE
+        network_input, _ = preprocess(decoded.pixels)
+        assert network_input.shape == (128, 128)
+        assert np.isfinite(network_input).all()
+    assert "\n" not in message
+
+
+QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@QUICK
+@given(st.binary(max_size=400))
+def test_any_bytes_are_decoded_or_refused(content):
+    decoded_or_refused(content)
+
+
+FILES = {f: encode(PICTURE, f) for f in ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")}
+
+
+@QUICK
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_any_damage_is_decoded_or_refused(file_format, data):
+    content = bytearray(FILES[file_format])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    decoded_or_refused(bytes(content[: data.draw(st.integers(0, len(content)))]))
+
+
+@QUICK
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_any_damage_to_a_whole_file_is_decoded_or_refused(file_format, data):
+    content = bytearray(FILES[file_format])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    decoded_or_refused(bytes(content))
+
+
+@QUICK
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(MIN_SIDE, 90), st.integers(MIN_SIDE, 90))))
+def test_any_picture_survives_png_and_is_not_written_to(pixels):
+    before = pixels.copy()
+    np.testing.assert_array_equal(decode_image(encode(pixels), "a").pixels, before)
+    network_input, transform = preprocess(pixels)
+    np.testing.assert_array_equal(pixels, before)
+    assert network_input.dtype == np.float32
+    assert network_input.min() >= 0
+    assert network_input.max() <= 1
+    assert transform.side >= 1
+
+
+@QUICK
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int16, np.float32]),
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    )
+)
+def test_stretch_stays_in_range_and_keeps_the_order(values):
+    stretched = stretch_to_uint8(values.astype(np.float32)).ravel().astype(int)
+    order = np.argsort(np.nan_to_num(values.astype(np.float32).ravel(), posinf=3e38, neginf=-3e38), kind="stable")
+    finite = np.isfinite(values.astype(np.float32).ravel()[order])
+    assert (np.diff(stretched[order][finite]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((40, 40), np.float32), np.zeros((40, 40, 3), np.uint8), np.zeros((4, 40), np.uint8), [[0]], None],
+)
+def test_preprocess_refuses_what_is_no_slice(wrong):
+    with pytest.raises(InvalidImageError, match="expected"):
+        preprocess(wrong)
