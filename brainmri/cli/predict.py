@@ -72,15 +72,19 @@ def predict(
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Files in the order given; those of a folder sorted, hidden ones left out. What does not exist comes through."""
+    """Files in the order given, a folder's sorted and without hidden ones; a missing or empty one comes through."""
     for path in paths:
         if not path.is_dir():
             yield path
             continue
+        empty = True
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if file.is_file() and not hidden and file.name.lower() not in _IGNORED:
+                empty = False
                 yield file
+        if empty:
+            yield path
 
 
 def predict_files(
@@ -132,6 +136,8 @@ def _read(file: Path, settings: Settings, insist: bool) -> list[MRISlice]:
     from brainmri.errors import InvalidImageError
     from brainmri.pipeline import read_slices
 
+    if file.is_dir():
+        raise InvalidImageError(f"{file.name}: there is no file in this folder; expected images")
     limit_mb = max(settings.uploads.max_size_mb, settings.dicom.max_archive_mb)
     size_mb = file.stat().st_size / 1e6
     if size_mb > limit_mb:
