@@ -210,6 +210,7 @@ class Database:
             parsed = sa.make_url(url)
             if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+                Path(parsed.database).touch(mode=0o600)  # it will hold names; the driver's default is everyone's
             self.engine = _make_engine(parsed)
             self._writer = self.engine.execution_options(brainmri_writes=True)
             _upgrade(self._writer)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jwt
 import streamlit as st
 from extra_streamlit_components import CookieManager
+from PIL import Image
 from streamlit_authenticator import Authenticate
 from streamlit_authenticator.controllers import AuthenticationController, CookieController
 from streamlit_authenticator.models import CookieModel
 
 from brainmri import accounts
 from brainmri.accounts import User
-from brainmri.errors import AccountError
+from brainmri.errors import AccountError, DataError
+from brainmri.synthetic import samples
+from brainmri.types import CLASS_TITLES
 from brainmri.ui import theme
 from brainmri.ui.state import GUEST_KEY, SESSION_KEY, current_user, database, settings, signed_in_user
 
@@ -214,14 +219,18 @@ def sign_in_page() -> None:
     may_sign_up = chosen.signup != "closed" or first
     left, right = st.columns([6, 5], gap="large", vertical_alignment="top")
     with left:
-        st.title(PRODUCT)
-        st.markdown(TAGLINE)
-        st.info(f"**Research use only.** {DISCLAIMER}", icon=":material/science:")
+        st.title(f":material/neurology: {PRODUCT}", anchor=False)
+        st.markdown(f"#### {TAGLINE}")
+        with contextlib.suppress(DataError):  # the samples' anatomy is not installed: the door opens all the same
+            st.image(_strip(), width="stretch")
+            st.caption(f"{' · '.join(CLASS_TITLES.values())}: synthetic samples, drawn by this program.")
         if chosen.guest:
-            if st.button("Try as a guest", icon=":material/visibility:", type="primary", key="guest"):
-                st.session_state[GUEST_KEY] = True
-                st.rerun()
-            st.caption("No account needed. A guest tries samples and own images; nothing is stored.")
+            with st.container(horizontal=True, vertical_alignment="center"):
+                if st.button("Try as a guest", icon=":material/visibility:", type="primary", key="guest"):
+                    st.session_state[GUEST_KEY] = True
+                    st.rerun()
+                st.caption("No account needed; nothing is stored.", width="content")
+        st.info(f"**Research use only.** {DISCLAIMER}", icon=":material/science:")
     with right:
         if may_sign_up:
             sign_in_tab, sign_up_tab = st.tabs(["Sign in", "Sign up"])
@@ -232,6 +241,16 @@ def sign_in_page() -> None:
         else:
             _sign_in_form()
             st.caption("Accounts are made by an administrator.")
+
+
+@functools.cache
+def _strip() -> Image.Image:
+    """The synthetic samples side by side."""
+    drawn = [samples()[name].slice.pixels for name in CLASS_TITLES]
+    strip = Image.new("LA", (4 * 252 - 12, 240))
+    for i, pixels in enumerate(drawn):
+        strip.paste(Image.fromarray(pixels).resize((240, 240)).convert("LA"), (i * 252, 0))
+    return strip
 
 
 def _sign_in_form() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 from streamlit.runtime.pages_manager import PagesManager
 
 from brainmri.errors import BrainMRIError
+from brainmri.synthetic import samples
 from brainmri.ui import state
 
 
@@ -25,3 +28,4 @@ def start() -> None:
     # any address but / would be told that there is no such page.
     PagesManager.uses_pages_directory = False
     state.classifier_ready()
+    threading.Thread(target=samples, name="draw samples", daemon=True).start()  # the first page shows them

@@ -15,8 +15,8 @@ import streamlit as st
 
 from brainmri import accounts, config, storage
 from brainmri.accounts import GUEST, User
-from brainmri.config import ServingSettings, Settings
-from brainmri.errors import BrainMRIError, PermissionDeniedError
+from brainmri.config import ModelSettings, ServingSettings, Settings
+from brainmri.errors import PermissionDeniedError
 from brainmri.inference import Classifier, load_classifier
 from brainmri.serving import BatchingClassifier
 from brainmri.storage import Database
@@ -46,7 +46,6 @@ def _once(function: Callable[P, T]) -> Callable[P, T]:
         with _LOCK:
             return cached(*args, **kwargs)  # type: ignore[arg-type]
 
-    call.clear = cached.cache_clear  # type: ignore[attr-defined]
     return call
 
 
@@ -105,14 +104,10 @@ def classifier(model_id: str | None = None) -> Classifier:
         It does not load; the next call tries again.
     """
     future = _future(model_id)
-    try:
-        if future.done():
-            return future.result()
-        with st.spinner("Loading the model …"):
-            return future.result()
-    except BrainMRIError:
-        _loading.clear()  # type: ignore[attr-defined]
-        raise
+    if future.done():
+        return future.result()
+    with st.spinner("Loading the model …"):
+        return future.result()
 
 
 def classifier_ready(model_id: str | None = None) -> bool:
@@ -121,22 +116,32 @@ def classifier_ready(model_id: str | None = None) -> bool:
     return future.done() and future.exception() is None
 
 
+_LOADING: dict[tuple[object, ...], Future[Classifier]] = {}
+_KEPT_MODELS = 4
+
+
 def _future(model_id: str | None) -> Future[Classifier]:
-    chosen = settings().model
+    chosen, serving = settings().model, settings().serving
     model_id = model_id or chosen.id
     card = Path(chosen.directory) / f"{model_id}.json"
     # A model trained anew under the same id is another model.
-    changed = card.stat().st_mtime_ns if card.is_file() else 0
-    return _loading(model_id, str(chosen.directory), chosen.engine, settings().serving, changed)
+    key = (model_id, chosen, serving, card.stat().st_mtime_ns if card.is_file() else 0)
+    with _LOCK:
+        future = _LOADING.get(key)
+        if future is None or (future.done() and future.exception()):
+            _LOADING.pop(key, None)
+            while len(_LOADING) >= _KEPT_MODELS:
+                del _LOADING[next(iter(_LOADING))]
+            future = _LOADING[key] = _load(model_id, chosen, serving)
+    return future
 
 
-@_once
-def _loading(model_id: str, directory: str, engine: str, serving: ServingSettings, changed: int) -> Future[Classifier]:
+def _load(model_id: str, chosen: ModelSettings, serving: ServingSettings) -> Future[Classifier]:
     future: Future[Classifier] = Future()
 
     def load() -> None:
         try:
-            loaded = load_classifier(model_id, directory, engine)
+            loaded = load_classifier(model_id, chosen.directory, chosen.engine)
             future.set_result(BatchingClassifier(loaded, max_batch=serving.max_batch, queue_size=serving.queue_size))
         except BaseException as error:
             future.set_exception(error)

@@ -36,7 +36,7 @@ st.dataframe(
         {
             "User name": row.user.username,
             "Name": row.user.name,
-            "E-mail": row.user.email,
+            "E-mail": row.user.email or "",
             "Role": row.user.role,
             "State": "locked" if row.locked_until else "active" if row.active else "deactivated",
             "Cases": row.n_records,
