@@ -143,14 +143,15 @@ def _pituitary(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, str]:
     brain = _template(axis=1, index=136)
     head, origin = _around_coronal(_post_contrast(brain), brain, rng)
     rows, columns = _grid(head.shape)
-    row, column = origin[0] + 262.0, origin[1] + 197.0
+    row, column = origin[0] + 272.0, origin[1] + 197.0
     wobble = 2.5 * _texture(head.shape, 12, rng)
     lower = np.hypot((rows - row) / 0.95, (columns - column) / 1.1) + wobble
     upper = np.hypot((rows - row + 22) / 1.0, (columns - column - 1) / 0.85) + wobble
     tumour = np.maximum(_soft(26 - lower, 1.5), _soft(20 - upper, 1.5))
-    signal = 0.74 + 0.06 * _texture(head.shape, 4, rng) - 0.12 * _soft(7 - lower, 4)
+    # Adenomas take up less contrast than the dura or a meningioma.
+    signal = 0.50 + 0.06 * _texture(head.shape, 4, rng) - 0.08 * _soft(7 - lower, 4)
     head = head * (1 - tumour) + tumour * signal
-    return _finish(head, rng), tumour > 0.5, "Coronal, a bright mass that rises out of the sella."
+    return _finish(head, rng), tumour > 0.5, "Coronal, an enhancing mass that rises out of the sella."
 
 
 # Heads ----------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_sample_is_answered_shown_as_synthetic_and_kept(open_page, make_user, ap
     press(page, "Glioma")
     assert not page.exception
     shown = texts(page)
-    assert "synthetic" in shown
+    assert "Synthetic sample, no patient's image" in shown
     assert "Case 1 in History" in shown
     assert "not a diagnosis" in shown
     record = storage.open_record(state.database(), user, 1)
@@ -112,15 +112,33 @@ def test_upload_is_answered_and_kept_once(open_page, make_user, png):
 
 def test_many_files_come_as_a_table_and_one_bad_file_spoils_nothing(open_page, make_user, png):
     user = make_user()
-    files = [(f"{i:02d}.png", png(i % 12)) for i in range(18)] + [("empty.png", b""), ("letter.docx", b"hello")]
+    files = [(f"{i:02d}.png", png(i % 12)) for i in range(18)] + [
+        ("empty.png", b""),
+        ("letter.docx", b"hello"),
+        ("empty.png", b""),
+    ]
     page = upload(open_page("main/predict.py", user), *files)
     assert not page.exception
     table = page.dataframe[0].value
     assert list(table["name"]) == [name for name, _ in files]
-    assert list(table["answer"][-2:]) == ["Unreadable"] * 2
-    assert "0 bytes" in table["error"].iloc[-2]
-    assert "accepted: PNG" in table["error"].iloc[-1]
+    assert list(table["answer"][-3:]) == ["Unreadable"] * 3
+    assert "0 bytes" in table["error"].iloc[-1]
+    assert "accepted: PNG" in table["error"].iloc[-2]
     assert storage.find_records(state.database(), user).total == 18
+
+
+def test_a_zipped_series_has_a_slider_and_keeps_each_slice(open_page, make_user):
+    from dicom_maker import stack, zipped
+
+    user = make_user()
+    page = upload(open_page("main/predict.py", user), ("series.zip", zipped(stack(4))), kind="application/zip")
+    assert not page.exception
+    assert len(page.dataframe[0].value) == 4
+    page.slider[0].set_value(3)
+    page.run()
+    assert not page.exception
+    assert "Case 3 in History" in texts(page)
+    assert storage.find_records(state.database(), user).total == 4
 
 
 def test_guest_keeps_nothing(open_page, make_user, png, app_settings):
@@ -259,7 +277,7 @@ def test_download_has_a_row_for_every_file_and_runs_no_formula(slices):
         )
         return results.Answer.from_analysis(analysis)
 
-    table = results.result_table([answer("=1+1.png", "class"), answer("b.png", "rejected")], {"c.png": "damaged"})
+    table = results.result_table([answer("=1+1.png", "class"), answer("b.png", "rejected")], [("c.png", "damaged")])
     back = pd.read_csv(io.StringIO(table.to_csv(index=False)))
     assert list(back["name"]) == ["'=1+1.png", "b.png", "c.png"]
     assert list(back["decision"]) == ["class", "rejected", "unreadable"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from brainmri import synthetic
 from brainmri.errors import BrainMRIError
-from brainmri.types import CLASS_NAMES, CLASS_TITLES, MRISlice
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, MRISlice
 from brainmri.ui import state
 from brainmri.ui.theme import class_title, local_time, plain
 
@@ -166,15 +166,19 @@ def _samples(key: str) -> None:
         for label in CLASS_NAMES:
             with st.container(width=108, gap="xsmall"):
                 st.image(thumbnails[label], width="stretch", alt=synthetic.sample(label).title)
-                if st.button(
-                    CLASS_TITLES[label].split()[0] if label != "notumor" else "No tumour",
+                st.button(
+                    CLASS_TITLES[label].removesuffix(" tumour") if label != NO_TUMOR else CLASS_TITLES[label],
                     key=f"{key}.sample.{label}",
                     help=synthetic.sample(label).description,
                     width="stretch",
-                ):
-                    count = st.session_state[f"{key}.count"] = st.session_state.get(f"{key}.count", 0) + 1
-                    _choose(key, [_sampled(label, count)])
-                    st.rerun()
+                    on_click=_choose_sample,
+                    args=(key, label),
+                )
+
+
+def _choose_sample(key: str, label: str) -> None:
+    count = st.session_state[f"{key}.count"] = st.session_state.get(f"{key}.count", 0) + 1
+    _choose(key, [_sampled(label, count)])
 
 
 def _sampled(label: str, count: int) -> Source:

@@ -61,18 +61,19 @@ def empty_state() -> None:
     research_notice()
 
 
-def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[list[Answer], dict[str, str]]:
+def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[list[Answer], list[tuple[str, str]]]:
     """Answer the chosen images, each once a session and model, and keep the answers of a signed-in user.
 
     Returns
     -------
     answers : list of Answer
-    errors : dict
-        Name -> one line, for the files that could not be read.
+    errors : list of (name, one line)
+        Of the files that could not be read.
     """
     limit = state.settings().uploads.max_files
     if len(sources) > limit:
-        return [], {f"{len(sources)} files": f"the limit is {limit} at once (uploads.max_files); choose fewer"}
+        text = f"{len(sources)} files came, the limit is {limit} at once (uploads.max_files); choose fewer"
+        return [], [(f"{len(sources)} files", text)]
     wanted = {(source.key, model_id) for source in sources}
     kept: dict[tuple[str, str], list[Answer] | str] = {
         key: value for key, value in st.session_state.get(_ANSWERS, {}).items() if key in wanted
@@ -101,11 +102,12 @@ def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[li
                 bar.progress(done / len(todo), text)
         if bar is not None:
             bar.empty()
-    answers, errors = [], {}
+    answers: list[Answer] = []
+    errors: list[tuple[str, str]] = []
     for source in sources:
         outcome = kept[source.key, model_id]
         if isinstance(outcome, str):
-            errors[source.name] = outcome
+            errors.append((source.name, outcome))
         else:
             answers += outcome
     return answers, errors
@@ -154,10 +156,10 @@ def _keep(answer: Answer, analysis: Analysis, user: User, content: bytes | None)
     return replace(answer, record_id=record.id)
 
 
-def show_all(answers: Sequence[Answer], errors: dict[str, str]) -> None:
-    """One answer in full, or a table of many with the chosen one in full below."""
+def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], *, series: bool = False) -> None:
+    """One answer in full, or a table of many with the chosen one in full below; a series has a slider, too."""
     if len(answers) + len(errors) == 1:
-        for text in errors.values():
+        for _, text in errors:
             st.error(plain(text), icon=":material/broken_image:")
         for answer in answers:
             show_answer(answer)
@@ -180,31 +182,33 @@ def show_all(answers: Sequence[Answer], errors: dict[str, str]) -> None:
         on_click="ignore",
     )
     chosen = event.selection.rows[0] if event.selection.rows else 0
+    if series and len(answers) > 1:
+        chosen = st.slider("Slice", 1, len(answers), chosen + 1) - 1
     if chosen < len(answers):
         st.subheader(plain(answers[chosen].name), anchor=False)
-        if not event.selection.rows:
+        if not event.selection.rows and not series:
             st.caption("The first of them; choose another row above.")
         show_answer(answers[chosen])
     else:
-        st.error(plain(list(errors.values())[chosen - len(answers)]), icon=":material/broken_image:")
+        st.error(plain(errors[chosen - len(answers)][1]), icon=":material/broken_image:")
 
 
-def _summary(answers: Sequence[Answer], errors: dict[str, str]) -> None:
+def _summary(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> None:
     counts = Counter(answer.title for answer in answers)
     if errors:
         counts["Unreadable"] = len(errors)
     with st.container(horizontal=True, gap="small"):
         for title, count in counts.items():
-            st.metric(title, count, border=True, width=150)
+            st.metric(title, count, border=True, width=132)
 
 
-def _screen_table(answers: Sequence[Answer], errors: dict[str, str]) -> pd.DataFrame:
+def _screen_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> pd.DataFrame:
     rows: list[dict] = []
     for answer in answers:
         shown = answer.decision != "rejected"
         percent = {c: 100 * answer.probabilities[c] if shown else None for c in CLASS_NAMES}
         rows.append({"name": answer.name, "answer": answer.title, **percent, "case": answer.record_id})
-    rows += [{"name": name, "answer": "Unreadable", "error": text} for name, text in errors.items()]
+    rows += [{"name": name, "answer": "Unreadable", "error": text} for name, text in errors]
     table = pd.DataFrame(rows).dropna(axis="columns", how="all")
     return table.fillna({"error": ""}) if errors else table
 

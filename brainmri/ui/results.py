@@ -24,6 +24,7 @@ DECISION_TITLES = {"class": "Class", "undecided": "Undecided", "rejected": "Reje
 PREVIEW_SIDE = 900
 SMALL_PREVIEW_SIDE = 256
 _OUTLINE = (63, 182, 193)
+_SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Answer:
     @property
     def synthetic(self) -> bool:
         """Whether it is one of the painted samples."""
-        return any(note.startswith("synthetic") for note in self.notes)
+        return any(note.startswith(_SYNTHETIC) for note in self.notes)
 
     @property
     def title(self) -> str:
@@ -140,7 +141,7 @@ def show_answer(answer: Answer, *, history_link: bool = True) -> None:
             st.altair_chart(probability_chart(answer.probabilities, answer.prediction_set))
         st.caption(
             f":material/timer: {answer.elapsed_ms:.0f} ms · {answer.facts['Engine']} · {answer.model_id}"
-            + "".join(f"  \n:material/info: {plain(note)}" for note in answer.notes)
+            + "".join(f"  \n:material/info: {plain(note)}" for note in answer.notes if not note.startswith(_SYNTHETIC))
         )
         if history_link and answer.record_id is not None:
             link(
@@ -218,9 +219,9 @@ def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[
     return (bars + text).properties(height=170)
 
 
-def result_table(answers: Sequence[Answer], errors: dict[str, str]) -> pd.DataFrame:
+def result_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """One row an answer, then one a file that could not be read; the columns of the download."""
-    failed = [{"name": _plain_cell(name), "decision": "unreadable", "error": text} for name, text in errors.items()]
+    failed = [{"name": _plain_cell(name), "decision": "unreadable", "error": text} for name, text in errors]
     columns = list(Answer.row(answers[0])) if answers else ["name", "decision", "error"]
     return pd.DataFrame([a.row() for a in answers] + failed, columns=columns)
 
@@ -272,7 +273,7 @@ def _shrunk(pixels: np.ndarray, side: int) -> Image.Image:
 
 def _png(image: np.ndarray | Image.Image) -> bytes:
     buffer = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG", compress_level=2)
     return buffer.getvalue()
 
 
