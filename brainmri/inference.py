@@ -105,7 +105,7 @@ class OpenVINOEngine:
         threads: int | None = None,
         network: Path | str | None = None,
     ):
-        path = Path(network) if network else optimised_path(card.id, directory)
+        self.path = path = Path(network) if network else optimised_path(card.id, directory)
         made_for = check_optimised(path, card)
         precision = precision or made_for
         if "int8" in (precision, made_for) and precision != made_for:

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -235,6 +235,23 @@ def quantise(
     )
 
 
+def quantise_blindly(model: openvino.Model, inputs: np.ndarray) -> openvino.Model:
+    """Quantise like `quantise`, calibrated on anything and checked for nothing: for its speed alone."""
+    import_openvino()
+    try:
+        import nncf
+    except ImportError as error:
+        raise EngineError(f"int8 needs NNCF ({error}); pip install nncf") from error
+    nncf.set_log_level(logging.ERROR)
+    kept = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in KEPT_IN_FLOAT]
+    return nncf.quantize(
+        model.clone(),
+        nncf.Dataset([as_network_batch(x[None]) for x in inputs]),
+        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=kept),
+    )
+
+
 def int8_layers(model: openvino.Model) -> list[str]:
     """Names of the convolutions and dense layers whose weights are quantised."""
     return [
@@ -293,7 +310,9 @@ def collect_answers(
     engine: Engine, rule: DecisionRule, head: Any, inputs: np.ndarray, targets: np.ndarray | None = None
 ) -> Answers:
     """Run an engine over inputs; ``targets`` are the classes to map, default its own answers."""
-    probabilities, decisions, grids = [], [], []
+    probabilities: list[np.ndarray] = []
+    decisions: list[str] = []
+    grids: list[np.ndarray] = []
     for start in range(0, len(inputs), MAX_BATCH):
         part = inputs[start : start + MAX_BATCH]
         logits, feature_maps = engine.forward(as_network_batch(part))
@@ -472,7 +491,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def time_engines(engines: dict[str, Engine], inputs: np.ndarray, *, rounds: int = 5) -> dict[str, dict[str, float]]:
+def time_engines(engines: Mapping[str, Engine], inputs: np.ndarray, *, rounds: int = 5) -> dict[str, dict[str, float]]:
     """Median milliseconds an image at batch 1 and 32, the engines taking turns."""
     batches = {1: as_network_batch(inputs[:1]), 32: as_network_batch(np.resize(inputs, (32, *inputs.shape[1:])))}
     times: dict[tuple[str, int], list[float]] = {}

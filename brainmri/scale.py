@@ -93,7 +93,7 @@ def _on_ray(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[Outcome
         by_name = {chunk.name: chunk for chunk in wave}
         items = [{"name": chunk.name, "files": list(chunk.files)} for chunk in wave]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            ChunkActor,
+            ChunkActor,  # type: ignore[arg-type]  # a class becomes an actor pool
             fn_constructor_args=(job,),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(items))),
             num_cpus=1,

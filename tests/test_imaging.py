@@ -321,3 +321,22 @@ def test_stretch_stays_in_range_and_keeps_the_order(values):
 def test_preprocess_refuses_what_is_no_slice(wrong):
     with pytest.raises(InvalidImageError, match="expected"):
         preprocess(wrong)
+
+
+def test_fast_filters_are_scipys_and_numpys_to_the_last_bit():
+    from scipy import ndimage
+
+    from brainmri import imaging
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        shape = tuple(rng.integers(8, 129, 2))
+        image = rng.integers(0, 256, shape).astype(np.float32)
+        mask = rng.random(shape) < rng.uniform(0.3, 0.95)
+        np.testing.assert_array_equal(imaging._smooth(image), ndimage.uniform_filter(image, 3))
+        np.testing.assert_array_equal(imaging._open(mask), ndimage.binary_opening(mask, iterations=2))
+        values = np.sort((rng.random(int(rng.integers(2, 3000))) * 255).astype(np.float32))
+        for q in (2, 10):
+            assert imaging._percentile(values, q) == np.percentile(values, q)
+        expected = np.percentile(values, (1, 99.5))
+        assert [imaging._percentile(values, q, np.float64) for q in (1, 99.5)] == expected.tolist()
