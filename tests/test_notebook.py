@@ -1,0 +1,41 @@
+"""The training notebook runs from top to bottom on a tiny configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import yaml
+from nbclient import NotebookClient
+from PIL import Image
+
+from brainmri.types import CLASS_NAMES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_notebook_trains_evaluates_and_plots(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = ["path,label,split"]
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{CLASS_NAMES[i % 4]},{'val' if i >= 8 else 'train'}")
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    recipe = {
+        "name": "tiny",
+        "sources": [{"name": "noise", "manifest": str(tmp_path / "m.csv"), "images": "."}],
+        "stages": [{"input_size": 32, "epochs": 1, "learning_rate": 1e-3}],
+        "batch_size": 4,
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setenv("BRAINMRI_DATA", str(tmp_path))
+    monkeypatch.setenv("BRAINMRI_NOTEBOOK_RECIPE", str(tmp_path / "tiny.yaml"))
+    monkeypatch.setenv("BRAINMRI_NOTEBOOK_RUN", str(tmp_path / "run"))
+    monkeypatch.setenv("BRAINMRI_NOTEBOOK_WEIGHTS", "none")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "notebooks" / "model_training.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert "notebook.keras" in {p.name for p in (tmp_path / "run").iterdir()}
+    pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(pictures) == 2
