@@ -18,7 +18,7 @@ test-env: .venv/.tests
 	touch $@
 
 .venv/.tests: .venv/.core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,optimize,scale,postgres]" -c requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt --editable ".[dev,optimize,scale,postgres]"
 	touch $@
 
 test: test-env
