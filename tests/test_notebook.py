@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import yaml
-from nbclient import NotebookClient
 from PIL import Image
 
 from brainmri.types import CLASS_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1] + "/notebooks/model_training.ipynb", as_version=4)
+NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": sys.argv[1]}}).execute()
+nbformat.write(notebook, sys.argv[2])
+"""
 
 
 def test_notebook_trains_evaluates_and_plots(tmp_path, monkeypatch):
@@ -34,8 +42,13 @@ def test_notebook_trains_evaluates_and_plots(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAINMRI_NOTEBOOK_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("BRAINMRI_NOTEBOOK_WEIGHTS", "none")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    notebook = nbformat.read(ROOT / "notebooks" / "model_training.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    # In a process of its own: Playwright's tests leave an event loop running in this one.
+    executed = tmp_path / "executed.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE, str(ROOT), str(executed)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    notebook = nbformat.read(executed, as_version=4)
     assert "notebook.keras" in {p.name for p in (tmp_path / "run").iterdir()}
     pictures = [o for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(pictures) == 2
