@@ -344,7 +344,11 @@ def measure_archive(settings: Settings, model_id: str, inputs: np.ndarray, *, n_
                 root, Path(scratch) / f"out{turn}", settings, model_id=model_id, workers=workers, chunk_files=64
             )
             seen: list[tuple[float, int]] = []
-            run_archive(job, workers=workers, progress=lambda s, seen=seen: seen.append((time.perf_counter(), s.files)))
+            run_archive(
+                job,
+                workers=workers,
+                progress=lambda s, seen=seen: seen.append((time.perf_counter(), s.files)),  # type: ignore[misc]
+            )
             warm = next(i for i, (_, files) in enumerate(seen) if files > n_files / 4)
             rates.append((seen[-1][1] - seen[warm][1]) / (seen[-1][0] - seen[warm][0]))
     return {

@@ -146,8 +146,8 @@ def as_npz(analysis: Analysis, explanations: Sequence[Explanation]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        **arrays,
-        **{f"grid_{i}": e.grid for i, e in enumerate(explanations)},
+        **arrays,  # type: ignore[arg-type]
+        **{f"grid_{i}": e.grid for i, e in enumerate(explanations)},  # type: ignore[arg-type]
         decision=analysis.decision,
         label=analysis.label or "",
         logits=analysis.logits,

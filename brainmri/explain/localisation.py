@@ -124,7 +124,8 @@ def peak_in_mask_rate(
 
     masked = rows[rows["mask"] != ""].reset_index(drop=True)
     explainer = explainer_of(classifier, directory)
-    hits, centre = [], []
+    hits: list = []
+    centre: list = []
     for start in range(0, len(masked), batch):
         part = list(masked.iloc[start : start + batch].itertuples())
         pixels = [read_pixels(row.file) for row in part]

@@ -120,11 +120,11 @@ def run_study(
 
     localisation = _parts(
         folder, "localisation", masked, plan.batch, progress("Localisation"),
-        lambda part: _localisation_rows(classifier, explainer, part, plan),
+        lambda part: _localisation_rows(classifier, explainer, part, plan, folder, set(even["path"])),
     )  # fmt: skip
     faithful = _parts(
         folder, "faithfulness", even, plan.batch, progress("Faithfulness"),
-        lambda part: _faithfulness_rows(classifier, explainer, part, plan),
+        lambda part: _faithfulness_rows(classifier, explainer, part, plan, folder),
     )  # fmt: skip
     sanity = _sanity(classifier, directory, few, plan, folder, progress("Sanity (weight randomisation)"))
     return {
@@ -206,13 +206,25 @@ def _percentile(name: str) -> float:
     return METHODS[name].percentile if name in METHODS else 100.0
 
 
-def _localisation_rows(classifier, explainer, part: pd.DataFrame, plan: Plan) -> list[dict[str, Any]]:
+def _maps_file(folder: Path, path: str) -> Path:
+    return folder / f"maps-{hashlib.sha256(path.encode()).hexdigest()[:16]}.npz"
+
+
+def _localisation_rows(
+    classifier, explainer, part: pd.DataFrame, plan: Plan, folder: Path, again: set[str]
+) -> list[dict[str, Any]]:
+    """Measures of each image; the raw maps of images that come ``again`` are kept for faithfulness."""
     from brainmri.data import read_mask
 
     pixels, batch, transforms, targets = _predict(classifier, part)
     grids = _all_grids(explainer, batch, targets, part["path"], plan)
     rows = []
     for i, row in enumerate(part.itertuples()):
+        if row.path in again:
+            file = _maps_file(folder, row.path)
+            temporary = file.with_suffix(".tmp.npz")
+            np.savez(temporary, **{name: maps[i] for name, maps in grids.items()})
+            os.replace(temporary, file)
         mask = read_mask(mask_file(row))
         values = {}
         for name, maps in grids.items():
@@ -231,18 +243,26 @@ def _localisation_rows(classifier, explainer, part: pd.DataFrame, plan: Plan) ->
     return rows
 
 
-def _faithfulness_rows(classifier, explainer, part: pd.DataFrame, plan: Plan) -> list[dict[str, Any]]:
+def _faithfulness_rows(classifier, explainer, part: pd.DataFrame, plan: Plan, folder: Path) -> list[dict[str, Any]]:
     _, batch, _, targets = _predict(classifier, part)
-    grids = _all_grids(explainer, batch, targets, part["path"], plan)
+    per_image: list[dict[str, np.ndarray]] = []
+    for i, path in enumerate(part["path"]):
+        file = _maps_file(folder, path)
+        if file.is_file():
+            with np.load(file) as kept:
+                per_image.append(dict(kept))
+        else:
+            grids = _all_grids(explainer, batch[i : i + 1], targets[i : i + 1], [path], plan)
+            per_image.append({name: maps[0] for name, maps in grids.items()})
     size = batch.inputs.shape[1]
     whole = CropTransform(0, 0, size, size)
     rows = []
     for i, row in enumerate(part.itertuples()):
         values = {
             name: faithfulness(
-                explainer, batch.inputs[i], draw(maps[i], whole, (size, size), _percentile(name))[0], int(targets[i])
+                explainer, batch.inputs[i], draw(grid, whole, (size, size), _percentile(name))[0], int(targets[i])
             )
-            for name, maps in grids.items()
+            for name, grid in per_image[i].items()
         }
         rows.append({"path": row.path, "label": row.label, "group": row.group, "values": values})
     return rows
@@ -291,9 +311,9 @@ def _interval(values: np.ndarray, groups) -> list[float] | None:
 def _summarise_localisation(rows: list[dict[str, Any]]) -> dict[str, Any]:
     subsets: dict[str, Callable[[dict[str, Any]], bool]] = {"all": lambda r: True}
     for name in sorted({r["label"] for r in rows}):
-        subsets[f"class {name}"] = lambda r, name=name: r["label"] == name
+        subsets[f"class {name}"] = lambda r, name=name: r["label"] == name  # type: ignore[misc]
     for name, (low, high) in SIZES.items():
-        subsets[f"size {name}"] = lambda r, low=low, high=high: low <= r["area"] < high
+        subsets[f"size {name}"] = lambda r, low=low, high=high: low <= r["area"] < high  # type: ignore[misc]
     subsets["right class"] = lambda r: r["label"] == r["predicted"]
     subsets["wrong class"] = lambda r: r["label"] != r["predicted"]
     table: dict[str, Any] = {}
@@ -436,5 +456,5 @@ def write_tables(page: Path | str, tables: Mapping[str, str]) -> None:
         pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
         if not pattern.search(text):
             raise DataError(f"{page}: no markers <!-- {name} --> and <!-- /{name} -->")
-        text = pattern.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)
+        text = pattern.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)  # type: ignore[misc]
     page.write_text(text, "utf-8")

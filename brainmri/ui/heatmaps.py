@@ -23,7 +23,7 @@ from brainmri.explain import CONVOLUTIONS, METHODS, explain
 from brainmri.explain.brain import brain_mask
 from brainmri.explain.figures import as_bytes, as_npz, explanation_page, rejection
 from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, SIZES, title_of
-from brainmri.model import FEATURE_LAYER
+from brainmri.model import FEATURE_LAYER, read_card
 from brainmri.pipeline import analyse, read_slices
 from brainmri.storage import save_record, utc_now
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, Explanation, MRISlice
@@ -491,6 +491,8 @@ def show_trust() -> None:
         return
     result = json.loads(path.read_text("utf-8"))
     plan = result["plan"]
+    if result["weights_sha256"] != read_card(model.id, model.directory).weights_sha256:
+        st.warning("Measured with other weights than those that answer now: run `brainmri explain-eval` again.")
     if plan["limit"] is not None:
         st.warning(f"A quick run on {result['localisation']['n']} images, not the whole test split.")
     st.subheader("Does it point at the tumour?", anchor=False)
@@ -498,7 +500,7 @@ def show_trust() -> None:
     shown = [name for name in subsets if subsets[name]["n"]]
     left, right = st.columns(2)
     subset = left.selectbox("Images", shown, format_func=lambda n: f"{_subset_title(n)} (n = {subsets[n]['n']})")
-    measure = right.selectbox("Measure", list(LOCALISATION_TITLES), format_func=LOCALISATION_TITLES.get)
+    measure = str(right.selectbox("Measure", list(LOCALISATION_TITLES), format_func=lambda m: LOCALISATION_TITLES[m]))
     _bars(subsets[subset]["methods"], measure, LOCALISATION_TITLES[measure])
     st.caption(
         "Maps of the predicted class against expert masks of the clean test split. Lines: 95 % intervals, bootstrap "
@@ -549,7 +551,9 @@ def _bars(methods: dict, measure: str, title: str) -> None:
         }
         for name, values in methods.items()
     ]
-    base = alt.Chart(pd.DataFrame(rows)).encode(y=alt.Y("Method:N", sort=None, title=None))
+    base = alt.Chart(pd.DataFrame(rows)).encode(
+        y=alt.Y("Method:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
+    )
     bars = base.mark_bar(height={"band": 0.6}).encode(
         x=alt.X("value:Q", title=title, scale=alt.Scale(domainMin=0)),
         color=alt.Color(
