@@ -1,4 +1,4 @@
-"""Fill the table in docs/model.md from the saved runs in evaluations/.
+"""Fill the table in docs/model.md, and the shipped card's metrics, from the saved runs in evaluations/.
 
 python scripts/model_doc.py
 """
@@ -9,16 +9,23 @@ import json
 import re
 from pathlib import Path
 
+from brainmri.config import load_settings
+from brainmri.model import read_card, write_card
+
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ("accuracy", "balanced_accuracy", "macro_f1", "expected_calibration_error")
+COLUMNS = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
 def main() -> None:
     """Write the table between the markers."""
+    card_metrics = {}
     rows = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
     for path in sorted((ROOT / "evaluations").glob("*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
         flat = metrics | metrics.get("calibration", {})
+        card_metrics[path.parent.name] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
+        if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
+            card_metrics[path.parent.name]["roc_auc"] = flat["roc_auc"]["macro"]
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
         rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | " + " | ".join(figures) + " |")
     document = ROOT / "docs" / "model.md"
@@ -28,6 +35,9 @@ def main() -> None:
         r"<!-- figures -->.*<!-- /figures -->", f"<!-- figures -->\n\n{table}\n\n<!-- /figures -->", text, flags=re.S
     )
     document.write_text(text, "utf-8")
+    settings = load_settings().model
+    card = read_card(settings.id, settings.directory)
+    write_card(card.model_copy(update={"metrics": card_metrics}), settings.directory)
 
 
 if __name__ == "__main__":
