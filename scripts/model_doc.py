@@ -22,7 +22,7 @@ def main() -> None:
     rows = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
     for path in sorted((ROOT / "evaluations").glob("*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
-        flat = metrics | metrics.get("calibration", {})
+        flat = metrics | (metrics.get("calibration") or {})
         card_metrics[path.parent.name] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
         if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
             card_metrics[path.parent.name]["roc_auc"] = flat["roc_auc"]["macro"]
