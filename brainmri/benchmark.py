@@ -317,7 +317,9 @@ sys.exit(process.returncode)
 """
 
 
-def measure_archive(settings: Settings, model_id: str, inputs: np.ndarray, *, n_files: int) -> dict[str, float]:
+def measure_archive(
+    settings: Settings, model_id: str, inputs: np.ndarray, *, n_files: int, seconds: float = 4.0, turns: int = 3
+) -> dict[str, float]:
     """Files a second of ``predict ROOT --output`` on JPEG files against the bare engine on the same cores.
 
     Both run as they do in the job, one single-threaded engine a worker process; the engine alone is fed network inputs
@@ -338,8 +340,8 @@ def measure_archive(settings: Settings, model_id: str, inputs: np.ndarray, *, n_
         np.save(Path(scratch) / "batch.npy", as_network_batch(np.resize(inputs, (32, *inputs.shape[1:]))))
         bare: list[float] = []
         rates: list[float] = []
-        for turn in range(3):
-            bare.append(_bare_rate(settings, model_id, workers, Path(scratch) / "batch.npy"))
+        for turn in range(turns):
+            bare.append(_bare_rate(settings, model_id, workers, Path(scratch) / "batch.npy", seconds))
             job = make_job(
                 root, Path(scratch) / f"out{turn}", settings, model_id=model_id, workers=workers, chunk_files=64
             )
@@ -370,20 +372,20 @@ for _ in range(3):
 print("ready", flush=True)
 sys.stdin.readline()
 count, start = 0, time.perf_counter()
-while time.perf_counter() - start < 4:
+while time.perf_counter() - start < float(sys.argv[5]):
     engine.forward(batch)
     count += len(batch)
 print(count / (time.perf_counter() - start), flush=True)
 """
 
 
-def _bare_rate(settings: Settings, model_id: str, workers: int, batch: Path) -> float:
+def _bare_rate(settings: Settings, model_id: str, workers: int, batch: Path, seconds: float) -> float:
     """Images a second of that many engines at once, one thread each where there is a worker a core."""
     from brainmri.archive import available_cores
 
     root = str(Path(__file__).resolve().parent.parent)
     threads = str(max(1, available_cores() // workers))
-    command = [sys.executable, "-c", _BARE, model_id, str(settings.model.directory), threads, str(batch)]
+    command = [sys.executable, "-c", _BARE, model_id, str(settings.model.directory), threads, str(batch), str(seconds)]
     environment = {**os.environ, "PYTHONPATH": root}
     crew = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

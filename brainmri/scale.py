@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -58,9 +59,11 @@ def run_on_ray(
                 address=None if address == "local" else address,
                 include_dashboard=False if address == "local" else None,
                 log_to_driver=False,
+                logging_level="error",
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise EngineError(f"no Ray cluster answers at {address} ({error}); start one, or pass local") from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -185,6 +185,13 @@ def test_busy_server_says_so_and_answers_the_next_try(open_page, make_user, png,
     assert "Case 1 in History" in texts(page)
 
 
+def test_a_slower_engine_is_named(open_page, png, monkeypatch):
+    page = open_page("main/predict.py", "guest")
+    assert "engine" not in texts(upload(page, ("a.png", png())))
+    monkeypatch.setattr(state.classifier(), "fallback_reason", "The keras engine answers, because …")
+    assert "The keras engine answers, because" in texts(page.run())
+
+
 @pytest.mark.parametrize("decision", ["rejected", "undecided"])
 def test_a_decision_that_is_no_class_shows_no_class(open_page, make_user, png, monkeypatch, decision):
     real = predict.analyse

@@ -61,6 +61,12 @@ def empty_state() -> None:
     research_notice()
 
 
+def engine_notice(model_id: str) -> None:
+    """Say so where a slower engine answers than the one configured."""
+    if state.classifier_ready(model_id) and (reason := state.classifier(model_id).fallback_reason):
+        st.warning(plain(reason), icon=":material/speed:")
+
+
 def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[list[Answer], list[tuple[str, str]]]:
     """Answer the chosen images, each once a session and model, and keep the answers of a signed-in user.
 

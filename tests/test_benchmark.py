@@ -1,0 +1,128 @@
+"""The benchmarks run, in miniature, and their arithmetic is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from brainmri import benchmark, optimize
+from brainmri.config import ModelSettings, Settings
+from brainmri.errors import EngineError
+from brainmri.inference import OpenVINOEngine, check_optimised, load_classifier, optimised_path
+from brainmri.model import read_card
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_operations_of_a_network_by_hand(tiny_models):
+    engine = OpenVINOEngine(read_card("tiny", tiny_models), tiny_models)
+    sizes = [(3, 4, 128), (4, 8, 64), (8, 8, 32), (8, 8, 16), (8, 16, 8), (16, 16, 8), (16, 16, 8)]
+    expected = sum(2 * 9 * i * o * s * s for i, o, s in sizes) + 2 * (16 * 4 * 4 * 128 + 128 * 4)
+    assert benchmark.network_gflop(engine) == pytest.approx(expected / 1e9)
+
+
+def test_latency_takes_turns_and_counts_per_image():
+    calls = []
+
+    class Engine:
+        def __init__(self, name):
+            self.name = name
+
+        def forward(self, batch):
+            calls.append((self.name, len(batch)))
+
+    engines = {"a": Engine("a"), "b": Engine("b")}
+    found = benchmark.measure_latency(engines, np.zeros((3, 8, 8), np.float32), rounds=2, batches=(1, 4))
+    assert set(found) == {"a", "b"}
+    assert set(found["a"]) == {1, 4}
+    assert calls[:8] == [("a", 1)] * 2 + [("b", 1)] * 2 + [("a", 4)] * 2 + [("b", 4)] * 2
+    assert all(ms > 0 for by_batch in found.values() for ms in by_batch.values())
+
+
+def test_the_whole_benchmark_in_miniature(tiny_models, tiny_blocks, monkeypatch):
+    settings = Settings(model=ModelSettings(id="tiny", directory=tiny_models))
+    # A process of its own does not know the miniature network's Keras side; its OpenVINO side is the real thing.
+    cold = benchmark.run_process
+    monkeypatch.setattr(benchmark, "run_process", lambda a, c, e: (5.0, 900.0) if e == "keras" else cold(a, c, e))
+    measure = benchmark.measure_archive
+    monkeypatch.setattr(
+        benchmark, "measure_archive", lambda *a, n_files: measure(*a, n_files=256, seconds=0.3, turns=1)
+    )
+    monkeypatch.setattr(benchmark, "measure_peaks", lambda precisions, rounds: dict.fromkeys(precisions, 1000.0))
+    result = benchmark.run_benchmark(settings, quick=True)
+    decoded = json.loads(benchmark.as_json(result))
+    assert {
+        "default_vs_keras_predict_batch_1",
+        "default_vs_keras_predict_batch_32",
+        "grad_cam_over_prediction",
+        "cold_start_vs_keras",
+        "archive_vs_bare_engine",
+    } <= set(decoded["ratios"])
+    assert decoded["default_precision"] == "bf16"
+    latency = decoded["latency_ms"]
+    assert {"keras predict", "keras tf.function", "openvino float32", "openvino bf16"} <= set(latency)
+    ratio = latency["keras predict"]["32"] / latency["openvino bf16"]["32"]
+    assert decoded["ratios"]["default_vs_keras_predict_batch_32"] == pytest.approx(ratio, rel=0.01)
+    assert decoded["ratios"]["cold_start_vs_keras"] > 1
+    assert 20 < decoded["cold_start"]["openvino"]["peak_mib"] < 600
+    table = benchmark.as_table(result)
+    assert "| openvino bf16 |" in table
+    assert "cold_start_vs_keras" in table
+
+
+def test_peak_is_measured_in_each_precision():
+    peaks = benchmark.measure_peaks(["float32", "float32"], rounds=1)
+    assert list(peaks) == ["float32"]
+    assert peaks["float32"] > 1
+
+
+def test_a_fallback_is_not_measured_as_the_engine(tiny_models, tmp_path):
+    """A cold start that quietly ran on another engine would be a false figure."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model:\n  id: nothing\n  directory: {tiny_models}\n")
+    with pytest.raises(EngineError, match=r"with openvino failed: .*no model card"):
+        benchmark.run_process(["predict", "x.png"], config, "openvino")
+
+
+def test_memory_stays_flat(tiny_models):
+    found = script("memory").measure_memory(tiny_models, "tiny", 800, warm_up=400)
+    assert found["growth_mib"] < 15
+    assert found["predictions_per_second"] > 1
+
+
+def test_readers_on_a_real_server(tiny_models):
+    """benchmarks/load.py in small: websocket sessions as a browser opens them, no error, answers in time."""
+    found = script("load").measure_load(tiny_models, "tiny", sessions=4, seconds=4, every=1, visits=3)
+    assert found["errors"] == []
+    assert found["predictions"] >= 8
+    assert found["p95_s"] < 3
+
+
+def test_commands_exist():
+    from brainmri.cli import app
+
+    for command in ("optimize", "benchmark", "predict"):
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_int8_for_speed_is_int8(tiny_models, tiny_blocks, tmp_path):
+    card = read_card("tiny", tiny_models)
+    inputs = np.random.default_rng(0).random((4, 128, 128), np.float32)
+    model = optimize.quantise_blindly(optimize.export_network(card, tiny_models), inputs)
+    path = optimize.write_optimised(model, "int8", card, tmp_path)
+    assert check_optimised(path, card) == "int8"
+    assert len(optimize.int8_layers(model)) == 6
+    assert optimised_path("tiny", tmp_path) == path
+    assert load_classifier("tiny", tiny_models).engine.precision == "bf16"
