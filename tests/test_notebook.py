@@ -41,6 +41,7 @@ def test_notebook_trains_evaluates_and_plots(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAINMRI_NOTEBOOK_RECIPE", str(tmp_path / "tiny.yaml"))
     monkeypatch.setenv("BRAINMRI_NOTEBOOK_RUN", str(tmp_path / "run"))
     monkeypatch.setenv("BRAINMRI_NOTEBOOK_WEIGHTS", "none")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     # In a process of its own: Playwright's tests leave an event loop running in this one.
     executed = tmp_path / "executed.ipynb"
