@@ -23,9 +23,14 @@ def main() -> None:
     for path in sorted((ROOT / "evaluations").glob("*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
         flat = metrics | (metrics.get("calibration") or {})
-        card_metrics[path.parent.name] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
+        # The card names a run by its split; a run without typed labels has no accuracy to show there.
+        split = path.parent.name.removeprefix(f"{metrics['model']['id']}-")
+        if not isinstance(flat.get("accuracy"), float):
+            rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | – | – | – | – |")
+            continue
+        card_metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
         if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
-            card_metrics[path.parent.name]["roc_auc"] = flat["roc_auc"]["macro"]
+            card_metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
         rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | " + " | ".join(figures) + " |")
     document = ROOT / "docs" / "model.md"
@@ -37,7 +42,10 @@ def main() -> None:
     document.write_text(text, "utf-8")
     settings = load_settings().model
     card = read_card(settings.id, settings.directory)
-    write_card(card.model_copy(update={"metrics": card_metrics}), settings.directory)
+    write_card(
+        card.model_copy(update={"metrics": dict(sorted(card_metrics.items(), key=lambda kv: kv[0] != "clean-test"))}),
+        settings.directory,
+    )
 
 
 if __name__ == "__main__":
