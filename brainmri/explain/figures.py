@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -134,7 +134,7 @@ def as_npz(analysis: Analysis, explanations: Sequence[Explanation]) -> bytes:
         ``decision``, ``label``, ``logits``, ``model_id``, ``weights_sha256``, ``image_sha256``. Of a single map the
         leading axis is left out.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         "saliency_map": np.stack([e.saliency_map for e in explanations]),
         "method": np.array([e.method for e in explanations]),
         "target_class": np.array([e.target_class for e in explanations]),

@@ -51,7 +51,8 @@ class Head:
     def of_network(cls, network) -> Head:
         """Copy the head out of a Keras network."""
         arrays = [*network.get_layer("dense").get_weights(), *network.get_layer("logits").get_weights()]
-        return cls(*(np.asarray(a, np.float32) for a in arrays))  # type: ignore[arg-type]
+        first, second, third, fourth = (np.asarray(a, np.float32) for a in arrays)
+        return cls(first, second, third, fourth)  # type: ignore[arg-type]
 
     def logits(self, feature_maps: np.ndarray) -> np.ndarray:
         """Logits (n, n_classes) of feature maps (n, rows, columns, channels)."""
@@ -133,4 +134,5 @@ def _load(path: Path, weights_sha256: str) -> Head:
         ) from error
     for array in arrays:
         array.setflags(write=False)
-    return Head(*arrays)  # type: ignore[arg-type]
+    first, second, third, fourth = arrays
+    return Head(first, second, third, fourth)  # type: ignore[arg-type]

@@ -56,8 +56,8 @@ class Plan:
     n_faithfulness: int = 120
     n_sanity: int = 30
     precision: str = "bfloat16"
-    steps: int = 16
-    samples: int = 16
+    steps: int = 8
+    samples: int = 8
     channels: int = 64
     sanity_channels: int = 16
     batch: int = 16
@@ -309,16 +309,15 @@ def _interval(values: np.ndarray, groups) -> list[float] | None:
 
 
 def _summarise_localisation(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    subsets: dict[str, Callable[[dict[str, Any]], bool]] = {"all": lambda r: True}
+    subsets = {"all": rows}
     for name in sorted({r["label"] for r in rows}):
-        subsets[f"class {name}"] = lambda r, name=name: r["label"] == name  # type: ignore[misc]
+        subsets[f"class {name}"] = [r for r in rows if r["label"] == name]
     for name, (low, high) in SIZES.items():
-        subsets[f"size {name}"] = lambda r, low=low, high=high: low <= r["area"] < high  # type: ignore[misc]
-    subsets["right class"] = lambda r: r["label"] == r["predicted"]
-    subsets["wrong class"] = lambda r: r["label"] != r["predicted"]
+        subsets[f"size {name}"] = [r for r in rows if low <= r["area"] < high]
+    subsets["right class"] = [r for r in rows if r["label"] == r["predicted"]]
+    subsets["wrong class"] = [r for r in rows if r["label"] != r["predicted"]]
     table: dict[str, Any] = {}
-    for subset, belongs in subsets.items():
-        chosen = [r for r in rows if belongs(r)]
+    for subset, chosen in subsets.items():
         table[subset] = {"n": len(chosen), "methods": _means(chosen, LOCALISATION)}
     return {"n": len(rows), "threshold": 0.5, "sizes": {k: list(v) for k, v in SIZES.items()}, "subsets": table}
 
@@ -453,8 +452,9 @@ def write_tables(page: Path | str, tables: Mapping[str, str]) -> None:
         raise DataError(f"{page}: no such page; pass --docs with one that has the markers, or leave it out")
     text = page.read_text("utf-8")
     for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
+        pattern = re.compile(rf"<!-- {re.escape(name)} -->\n.*?<!-- /{re.escape(name)} -->", re.S)
         if not pattern.search(text):
             raise DataError(f"{page}: no markers <!-- {name} --> and <!-- /{name} -->")
-        text = pattern.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)  # type: ignore[misc]
+        before, after = pattern.split(text, maxsplit=1)
+        text = f"{before}<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->{after}"
     page.write_text(text, "utf-8")

@@ -415,7 +415,10 @@ def _read_blind(case: Case, analysis: Analysis, user: User) -> None:
         canvas([blank], key=f"heatmaps.blind.{case.key}")
     with right, st.form(f"heatmaps.class.{case.key}"):
         verdict = st.radio(
-            "What do you see?", list(readings.CLASS_VERDICTS), index=None, format_func=readings.CLASS_VERDICTS.get
+            "What do you see?",
+            list(readings.CLASS_VERDICTS),
+            index=None,
+            format_func=readings.CLASS_VERDICTS.__getitem__,
         )
         note = st.text_area("Note", max_chars=readings.NOTE_LENGTH, height=100)
         if st.form_submit_button("Keep my verdict and show the model's", type="primary", icon=":material/visibility:"):
@@ -440,7 +443,7 @@ def _judge_map(case: Case, analysis: Analysis, explanations: Sequence[Explanatio
             "Does what the maps show fit what you see?",
             list(readings.MAP_VERDICTS),
             index=None,
-            format_func=readings.MAP_VERDICTS.get,
+            format_func=readings.MAP_VERDICTS.__getitem__,
             horizontal=True,
         )
         note = st.text_input("Note", max_chars=readings.NOTE_LENGTH)

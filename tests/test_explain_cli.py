@@ -1,0 +1,106 @@
+"""`brainmri explain`: files, lines and refusals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from brainmri.cli import app
+from brainmri.decision import DecisionRule
+from brainmri.errors import ExplanationError
+
+
+@pytest.fixture
+def scan(tmp_path, slices):
+    Image.fromarray(slices[2]).save(tmp_path / "scan.png")
+    return tmp_path / "scan.png"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["explain", *map(str, arguments)])
+
+
+def lines(result) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def test_picture_arrays_and_line(app_settings, scan, slices, tmp_path):
+    result = run(scan, "--method", "grad-cam,occlusion", "--target-class", "glioma", "--output", tmp_path / "maps")
+    assert result.exit_code == 0, result.output
+    rows = lines(result)
+    assert [r["method"] for r in rows] == ["grad-cam", "occlusion"]
+    for row in rows:
+        assert row["target_class"] == "glioma"
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        assert row["elapsed_ms"] > 0
+        stem = tmp_path / "maps" / f"scan.{row['method']}"
+        assert Image.open(f"{stem}.png").size[0] > 300
+        with np.load(f"{stem}.npz") as arrays:
+            assert arrays["saliency_map"].shape == slices[2].shape
+            assert arrays["saliency_map"].dtype == np.float32
+            assert row["peak"] is None or arrays["peak"].tolist() == row["peak"]
+
+
+def test_several_classes_and_equal_stems_do_not_overwrite(app_settings, scan, slices, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(slices[1]).save(other / "scan.png")
+    result = run(scan, other, "--target-class", "glioma,notumor", "--output", tmp_path / "maps")
+    assert result.exit_code == 0, result.output
+    assert len({name for row in lines(result) for name in row["files"]}) == 8
+    assert len(list((tmp_path / "maps").iterdir())) == 8
+
+
+def test_unreadable_files_are_reported_and_the_others_come(app_settings, scan, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    result = run(broken, tmp_path / "missing.png", scan, "--output", tmp_path / "maps")
+    assert result.exit_code == 1
+    assert ["error" in row for row in lines(result)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "grad-camera"], "methods: grad-cam"),
+        (["--target-class", "cyst"], "classes: glioma"),
+        (["--layer", "dense"], "has none left"),
+        (["--method", "occlusion", "--layer", "block5_conv3"], "takes no layer"),
+        (["--colour-map", "jet"], "inferno"),
+    ],
+)
+def test_unknown_names_are_said_before_anything_is_made(app_settings, scan, tmp_path, arguments, words):
+    result = run(scan, *arguments, "--output", tmp_path / "maps")
+    assert isinstance(result.exception, ExplanationError)
+    assert words in str(result.exception)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_rejected_images_need_the_option_and_the_picture_says_so(app_settings, scan, tmp_path, monkeypatch):
+    apply = DecisionRule.apply
+
+    def reject(self, *arguments):
+        probabilities, score, sets, decisions = apply(self, *arguments)
+        return probabilities, score + 9, sets, ("rejected",) * len(decisions)
+
+    plain = tmp_path / "plain"
+    run(scan, "--output", plain)
+    monkeypatch.setattr(DecisionRule, "apply", reject)
+    result = run(scan, "--output", tmp_path / "maps")
+    assert result.exit_code == 1
+    [row] = lines(result)
+    assert row["decision"] == "rejected"
+    assert "rejected as not a brain MRI" in row["error"]
+    assert not list((tmp_path / "maps").iterdir())
+    result = run(scan, "--even-rejected", "--output", tmp_path / "maps")
+    assert result.exit_code == 0, result.output
+    [row] = lines(result)
+    assert (row["decision"], row["label"]) == ("rejected", None)
+    marked = np.asarray(Image.open(tmp_path / "maps" / "scan.grad-cam.png").convert("RGB"), int)
+    dark_red = (abs(marked - [139, 0, 0]).sum(-1) < 40).sum()
+    unmarked = np.asarray(Image.open(plain / "scan.grad-cam.png").convert("RGB"), int)
+    assert dark_red > 300 + (abs(unmarked - [139, 0, 0]).sum(-1) < 40).sum()
