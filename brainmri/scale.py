@@ -59,7 +59,7 @@ def run_on_ray(
                 address=None if address == "local" else address,
                 include_dashboard=False if address == "local" else None,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise EngineError(f"no Ray cluster answers at {address} ({error}); start one, or pass local") from error

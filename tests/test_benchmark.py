@@ -123,6 +123,6 @@ def test_int8_for_speed_is_int8(tiny_models, tiny_blocks, tmp_path):
     model = optimize.quantise_blindly(optimize.export_network(card, tiny_models), inputs)
     path = optimize.write_optimised(model, "int8", card, tmp_path)
     assert check_optimised(path, card) == "int8"
-    assert len(optimize.int8_layers(model)) == 6
+    assert len(optimize.int8_layers(model)) == 5
     assert optimised_path("tiny", tmp_path) == path
     assert load_classifier("tiny", tiny_models).engine.precision == "bf16"

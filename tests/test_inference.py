@@ -13,7 +13,7 @@ import pytest
 
 from brainmri.errors import EngineError, InvalidImageError
 from brainmri.imaging import preprocess
-from brainmri.inference import MAX_BATCH, load_classifier, optimised_path
+from brainmri.inference import MAX_BATCH, load_classifier, optimised_path, round_to_bfloat16, split_grey
 
 
 @pytest.fixture
@@ -153,3 +153,20 @@ def test_feature_maps_belong_to_the_answer(tiny_models, tiny_blocks, slices):
     hidden = np.maximum(pooled @ network.get_layer("dense").kernel.numpy() + network.get_layer("dense").bias.numpy(), 0)
     logits = hidden @ network.get_layer("logits").kernel.numpy() + network.get_layer("logits").bias.numpy()
     np.testing.assert_allclose(logits, prediction.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_layer_keeps_16_bits_in_bfloat16():
+    """(high, low, high) against (high, high, low) in bfloat16 is the product to 2**-15, not 2**-8."""
+    rng = np.random.default_rng(0)
+    grey, kernel = rng.random((1, 64, 64, 1), np.float32), rng.normal(size=1000).astype(np.float32)
+    high, low, again = np.moveaxis(split_grey(np.repeat(grey, 3, -1)), -1, 0)
+    np.testing.assert_array_equal(high + low, grey[..., 0])
+    np.testing.assert_array_equal(high, again)
+    np.testing.assert_array_equal(high.view(np.uint32) & 0xFFFF, 0)
+    assert np.abs(low).max() <= 2.0**-9
+    x, w = grey.ravel()[:1000].astype(np.float64), kernel.astype(np.float64)
+    x_high, w_high = (round_to_bfloat16(v).astype(np.float64) for v in (x.astype(np.float32), kernel))
+    x_low, w_low = (round_to_bfloat16(v.astype(np.float32)) for v in (x - x_high, w - w_high))
+    split = x_high * w_high + x_low * w_high + x_high * w_low
+    assert np.abs((split - x * w) / (x * w)).max() < 2.0**-15
+    assert np.abs((x_high * w_high - x * w) / (x * w)).max() > 2.0**-10
