@@ -58,11 +58,28 @@ class Source(_Strict):
 
 
 class Stage(_Strict):
-    """Epochs at one input size and peak learning rate."""
+    """Epochs at one input size and peak learning rate.
+
+    Attributes
+    ----------
+    frozen_blocks : tuple of int or None
+        Leading blocks that are not trained; None: the recipe's.
+    painted_away : float
+        With the recipe's ``counterfactuals``: the share of outlined tumours that is painted away and called no tumour.
+    average_epochs : int
+        The stage ends with the mean of its last n epochs' weights, batch statistics measured anew [1]_; 0: without.
+
+    References
+    ----------
+    .. [1] Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018.
+    """
 
     input_size: Literal[32, 64, 96, 128]
     epochs: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    frozen_blocks: tuple[int, ...] | None = None
+    painted_away: float = Field(0.18, ge=0, le=1)
+    average_epochs: int = Field(0, ge=0)
 
 
 class Recipe(_Strict):
@@ -76,6 +93,8 @@ class Recipe(_Strict):
         Leading blocks that are not trained.
     normalised_blocks : tuple of int
         Blocks with batch norm while training.
+    one_per_group : bool
+        An epoch draws one image of each slice group, else every image.
     cached_draws : int
         0: every epoch sees fresh views. n > 0: n views of each image are pushed through the frozen blocks once, and
         epochs cycle over those features.
@@ -94,6 +113,7 @@ class Recipe(_Strict):
     imagenet_blocks: tuple[int, ...] = ()
     frozen_blocks: tuple[int, ...] = ()
     normalised_blocks: tuple[int, ...] = ()
+    one_per_group: bool = True
     cached_draws: int = Field(0, ge=0)
     optimizer: Literal["adam", "adamw"] = "adamw"
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -209,20 +229,22 @@ def _outline(row: dict[str, Any], shape: tuple[int, int]) -> np.ndarray | None:
 
 
 def epoch_indices(data: TrainingSet, recipe: Recipe, epoch: int) -> np.ndarray:
-    """Which images an epoch sees, in order: one of each drawn group, shuffled; a function of (seed, epoch)."""
+    """Which images an epoch sees, in order; a function of (seed, epoch)."""
     rng = np.random.default_rng([recipe.seed, epoch])
     chosen = []
     for source in recipe.sources:
         rows = np.flatnonzero(data.source == source.name)
         order = rng.permutation(rows)
-        _, first = np.unique(data.group[order], return_index=True)
-        picks = order[rng.permutation(first)[: source.per_epoch]]
+        if recipe.one_per_group:
+            _, first = np.unique(data.group[order], return_index=True)
+            order = order[rng.permutation(first)]
+        picks = order[: source.per_epoch]
         chosen.append(np.repeat(picks, source.repeat))
     return rng.permutation(np.concatenate(chosen))
 
 
 def draw_view(
-    data: TrainingSet, recipe: Recipe, index: int, draw: tuple[int, ...], size: int
+    data: TrainingSet, recipe: Recipe, index: int, draw: tuple[int, ...], size: int, painted_away: float = 0.18
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """One view of one slice; a function of (seed, draw, index).
 
@@ -237,7 +259,7 @@ def draw_view(
     image, mask, target = data.images[index], data.masks[index], data.targets[index]
     mask_known = bool(data.mask_known[index])
     if recipe.counterfactuals:
-        image, mask, target, mask_known = _counterfactual_view(data, index, rng)
+        image, mask, target, mask_known = _counterfactual_view(data, index, rng, painted_away)
     if recipe.augmentation == "full":
         image, mask = augment.random_affine(image, mask, size, rng)
         reference = data.images[rng.integers(len(data.images))]
@@ -254,7 +276,7 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).convert("F").resize((size, size), Image.Resampling.BILINEAR), np.float32)
 
 
-def _counterfactual_view(data: TrainingSet, index: int, rng: np.random.Generator):
+def _counterfactual_view(data: TrainingSet, index: int, rng: np.random.Generator, painted_away: float):
     image, mask, target = data.images[index], data.masks[index], data.targets[index]
     known, dice = bool(data.mask_known[index]), rng.random()
     none = np.eye(len(CLASS_NAMES), dtype=np.float32)[_NONE]
@@ -270,9 +292,9 @@ def _counterfactual_view(data: TrainingSet, index: int, rng: np.random.Generator
             painted = augment.counterfactual(image, data.masks[rng.choice(data.outlined)], rng, away=False)
             return image if painted is None else painted, mask, target, True
     elif known and mask.any():
-        if dice < 0.18 and (painted := augment.counterfactual(image, mask, rng, away=True)) is not None:
+        if dice < painted_away and (painted := augment.counterfactual(image, mask, rng, away=True)) is not None:
             return painted, np.zeros_like(mask), none, True
-        if dice < 0.30 and (painted := augment.counterfactual(image, mask, rng, away=False)) is not None:
+        if dice < painted_away + 0.12 and (painted := augment.counterfactual(image, mask, rng, away=False)) is not None:
             return painted, mask, target, True
     return image, mask, target, known
 
@@ -408,6 +430,9 @@ class _Run:
     def checkpoint(self, number: int) -> Path:
         return self.directory / f"stage{number}.weights.h5"
 
+    def snapshot(self, number: int, epoch: int) -> Path:
+        return self.directory / f"stage{number}.epoch{epoch}.weights.h5"
+
     def finish_epoch(self, network, number: int, epoch: int, last: bool, row: dict[str, Any]) -> None:
         temporary = self.directory / "next.weights.h5"
         network.save_weights(temporary)
@@ -440,8 +465,11 @@ def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str):
         previous = _build(recipe, number - 1)
         previous.load_weights(run.checkpoint(number - 1))
         enlarge_input(previous, network)
+    frozen = recipe.stages[number].frozen_blocks
     for layer in network.layers:
-        layer.trainable = not any(layer.name.startswith(f"block{b}_") for b in recipe.frozen_blocks)
+        layer.trainable = not any(
+            layer.name.startswith(f"block{b}_") for b in (recipe.frozen_blocks if frozen is None else frozen)
+        )
     return network
 
 
@@ -460,7 +488,7 @@ def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out
     weights = class_weights(data, recipe)
     size = stage.input_size
     per_epoch = len(epoch_indices(data, recipe, 0))
-    batches = _Batches(network, data, recipe, size, weights)
+    batches = _Batches(network, data, recipe, stage, weights)
     trained = batches.trained
     trained.compile(
         optimizer=_optimizer(recipe, stage, -(-per_epoch // recipe.batch_size)),
@@ -478,6 +506,11 @@ def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out
         _seed_dropout(trained, recipe.seed, number, epoch)
         log = trained.fit(batches.of_epoch(epoch), epochs=1, shuffle=False, verbose=0).history
         row: dict[str, Any] = {"stage": number, "input_size": size, "epoch": epoch, "loss": round(log["loss"][0], 5)}
+        if epoch >= stage.epochs - stage.average_epochs:
+            trained.save_weights(run.snapshot(number, epoch))
+            if epoch + 1 == stage.epochs:
+                _average(trained, [run.snapshot(number, e) for e in range(epoch + 1 - stage.average_epochs, epoch + 1)])
+                _measure_batch_statistics(trained, batches.of_epoch(epoch))
         row |= _validate(network, inputs, held_out, recipe)
         elapsed = time.perf_counter() - start
         row["elapsed_s"] = round(run.state["elapsed_s"] + elapsed, 1)
@@ -490,10 +523,10 @@ def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out
 class _Batches:
     """Batches of an epoch: fresh views each time, or features of the frozen blocks computed once per view."""
 
-    def __init__(self, network, data: TrainingSet, recipe: Recipe, size: int, weights: np.ndarray):
+    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage, weights: np.ndarray):
         import keras
 
-        self.data, self.recipe, self.size, self.weights = data, recipe, size, weights
+        self.data, self.recipe, self.stage, self.weights = data, recipe, stage, weights
         self.trained = network
         self.features: np.ndarray | None = None
         if recipe.cached_draws:
@@ -512,7 +545,7 @@ class _Batches:
         return features
 
     def _view(self, index: int, draw: tuple[int, ...]):
-        return draw_view(self.data, self.recipe, index, draw, self.size)
+        return draw_view(self.data, self.recipe, index, draw, self.stage.input_size, self.stage.painted_away)
 
     def of_epoch(self, epoch: int):
         """A ``keras.utils.PyDataset`` of one epoch."""
@@ -545,7 +578,7 @@ class _Batches:
         x, targets = as_network_batch(np.stack(image)), np.stack(target)
         if not self.recipe.mask_weight:
             return x, targets, self._sample_weight(targets)
-        fraction = np.stack([mask_cells(m, self.size // 16) for m in mask])
+        fraction = np.stack([mask_cells(m, self.stage.input_size // 16) for m in mask])
         tumours = targets * (np.arange(len(CLASS_NAMES)) != _NONE)
         allowed = np.broadcast_to(tumours[:, None, None, :], (*fraction.shape, len(CLASS_NAMES)))
         y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
@@ -558,6 +591,21 @@ class _Batches:
     def _sample_weight(self, targets: np.ndarray) -> np.ndarray:
         # A slice that may be several classes weighs as their mean.
         return (targets @ self.weights / targets.sum(axis=1)).astype(np.float32)
+
+
+def _average(network, snapshots: list[Path]) -> None:
+    mean: list[np.ndarray] = []
+    for path in snapshots:
+        network.load_weights(path)
+        weights = [np.asarray(w, np.float64) / len(snapshots) for w in network.get_weights()]
+        mean = [a + b for a, b in zip(mean, weights, strict=True)] if mean else weights
+    network.set_weights([w.astype(np.float32) for w in mean])
+
+
+def _measure_batch_statistics(network, batches) -> None:
+    """The mean of weights is no network that was trained: its batch norm needs statistics of its own."""
+    for i in range(min(len(batches), 120)):
+        network(batches[i][0], training=True)
 
 
 def _losses(recipe: Recipe):

@@ -5,6 +5,7 @@ python scripts/model_doc.py
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,33 @@ from brainmri.model import read_card, write_card
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+
+
+SEARCH = {
+    "name": "Row",
+    "adds": "Adds",
+    "seed": "Seed",
+    "epochs": "Epochs",
+    "minutes": "Minutes",
+    "val_accuracy": "Clean val",
+    "test_accuracy": "Clean test",
+    "test_macro_f1": "Macro F1",
+    "test_ece": "ECE",
+    "test_auc_tumour": "Tumour AUC",
+    "lgg_auc_flair": "lgg FLAIR AUC",
+    "lgg_auc_post": "lgg post AUC",
+}
+
+
+def search_table() -> str:
+    """The logged rows of ``brainmri search``."""
+    with (ROOT / "evaluations" / "search.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = ["| " + " | ".join(SEARCH.values()) + " |", "|---" * len(SEARCH) + "|"]
+    for row in rows:
+        cells = [f"{float(row[c]):.3f}" if c.startswith(("val_", "test_", "lgg_")) else row[c] for c in SEARCH]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -38,6 +66,12 @@ def main() -> None:
     table = "\n".join(rows)
     text = re.sub(
         r"<!-- figures -->.*<!-- /figures -->", f"<!-- figures -->\n\n{table}\n\n<!-- /figures -->", text, flags=re.S
+    )
+    text = re.sub(
+        r"<!-- search -->.*<!-- /search -->",
+        f"<!-- search -->\n\n{search_table()}\n\n<!-- /search -->",
+        text,
+        flags=re.S,
     )
     document.write_text(text, "utf-8")
     settings = load_settings().model

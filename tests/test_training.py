@@ -110,6 +110,46 @@ def test_an_epoch_draws_one_image_a_group(collection):
     assert len(orders) > 1
 
 
+def test_without_grouping_an_epoch_sees_every_image(collection):
+    recipe = _recipe(collection, one_per_group=False)
+    data = training.load_training_set(recipe, collection.parent, "train")
+    assert sorted(training.epoch_indices(data, recipe, 0)) == list(range(len(data.images)))
+
+
+def test_a_stage_may_paint_no_tumour_away(collection):
+    recipe = _recipe(collection, counterfactuals=True)
+    data = training.load_training_set(recipe, collection.parent, "train")
+    tumour = int(data.outlined[0])
+
+    def none_views(share: float) -> int:
+        views = [training.draw_view(data, recipe, tumour, (0, k), 32, share) for k in range(40)]
+        return sum(target[NONE] == 1 for _, _, target, _ in views)
+
+    assert none_views(0.0) == 0
+    assert 0 < none_views(0.3) < none_views(0.9)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_the_last_stage_averages_and_thaws(collection, tmp_path):
+    stage = {"input_size": 32, "epochs": 2, "learning_rate": 1e-3}
+    frozen = {"frozen_blocks": [1, 2], "normalised_blocks": [3, 4, 5]}
+    recipe = _recipe(collection, **frozen, stages=[stage, stage | {"frozen_blocks": [], "average_epochs": 2}])
+    training.train(recipe, collection.parent, tmp_path)
+    import h5py
+
+    def read(name: str, layer: str) -> np.ndarray:
+        with h5py.File(tmp_path / name) as file:
+            return np.asarray(file[f"layers/{layer}/vars/0"])
+
+    first, last = (f"stage{k}.weights.h5" for k in (0, 1))
+    assert not np.allclose(read(first, "conv2d"), read(last, "conv2d"))
+    snapshots = [f"stage1.epoch{epoch}.weights.h5" for epoch in (0, 1)]
+    for layer in ("conv2d", "dense"):
+        both = [read(name, layer) for name in snapshots]
+        assert not np.allclose(*both)
+        np.testing.assert_allclose(read(last, layer), sum(both) / 2, rtol=1e-5, atol=1e-7)
+
+
 def test_losses_of_an_unknown_type_ask_for_any_tumour():
     p = np.array([[0.2, 0.3, 0.4, 0.1]], np.float32)
     any_tumour = np.array([[1, 1, 0, 1]], np.float32)

@@ -73,3 +73,37 @@ def register(app: typer.Typer) -> None:
         directory = settings.model.directory if model_id else run
         saved = save_model(network, card, directory)
         typer.echo(f"{directory / saved.id}.keras  sha256 {saved.weights_sha256[:12]}…")
+
+    @app.command()
+    def search(
+        output: Annotated[Path, typer.Option(help="Folder of the runs; those there already are kept.")] = Path(
+            "runs/search"
+        ),
+        log: Annotated[Path, typer.Option(help="Where the measured rows are written.")] = Path(
+            "evaluations/search.csv"
+        ),
+        weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
+    ) -> None:
+        """Train and measure the rows of recipes/search/table.yaml, then the configured model; resumable."""
+        import pandas as pd
+
+        from brainmri import search as searching
+        from brainmri.config import load_settings
+        from brainmri.model import load_network, read_card
+
+        def report(event: dict) -> None:
+            if "loss" in event:
+                typer.echo(f"  {event['input_size']} px, epoch {event['epoch'] + 1}: val {event['val_accuracy']:.3f}")
+
+        settings = load_settings()
+        rows = searching.run_search(settings.data.root, output, weights=weights, report=report)
+        card = read_card(settings.model.id, settings.model.directory)
+        network = load_network(card, settings.model.directory)
+        for name, mirror in ((card.id, False), (f"{card.id}, mirrored", True)):
+            adds = "mean of the picture and its mirror image: twice the cost" if mirror else "shipped"
+            made = {"name": name, "adds": adds, "seed": card.recipe["seed"]}
+            made |= {"epochs": card.recipe["epochs_run"], "minutes": card.recipe["minutes"]}
+            rows.append(made | searching.measure_network(network, settings.data.root, mirror=mirror))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(log, index=False)
+        typer.echo(f"{len(rows)} rows in {log}")

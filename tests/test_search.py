@@ -1,0 +1,92 @@
+"""The search: rows build on each other, are trained once, and their figures are the network's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brainmri import search
+from brainmri.errors import ConfigError
+from brainmri.types import CLASS_NAMES
+
+
+def test_shipped_table_is_valid():
+    rows = search.read_table()
+    by_name = {row.name: recipe for row, recipe in rows}
+    assert len(by_name) == len(rows)
+    assert by_name["masks"].label_smoothing == by_name["smoothing"].label_smoothing > 0
+    assert by_name["sources"].stages == by_name["masks"].stages  # after: masks
+    with_masks, without = by_name["progressive"], by_name["progressive-without-masks"]
+    assert without.model_copy(update={"mask_weight": with_masks.mask_weight, "name": "progressive"}) == with_masks
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{name: a, adds: x, after: nowhere}", "nowhere"),
+        ("{name: a, adds: x, changes: {seeds: 3}}", "seeds"),
+        ("{name: a, ads: x}", "ads"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, row, message):
+    base = "{name: b, sources: [], stages: []}"
+    (tmp_path / "t.yaml").write_text(f"base: {base}\nrows:\n  - {row}\n")
+    with pytest.raises(ConfigError, match=message):
+        search.read_table(tmp_path / "t.yaml")
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Discs as a Kaggle-like set and an lgg-like set; manifests in a folder of their own."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    for name in ("kaggle", "lgg", "splits"):
+        (tmp_path / name).mkdir()
+    kaggle, lgg = ["path,label,clean_split,group"], ["path,label,split,patient,sequence"]
+    for i in range(36):
+        label = CLASS_NAMES[i % 4]
+        head = (x**2 + y**2 < 0.8) * 110 + rng.normal(0, 6, (64, 64))
+        if label != "notumor":
+            head[(y - 0.2) ** 2 + (x - 0.2 * (i % 4)) ** 2 < 0.03] = 230
+        for folder in ("kaggle", "lgg"):
+            Image.fromarray(head.clip(0, 255).astype(np.uint8)).save(tmp_path / folder / f"{i}.png")
+        kaggle.append(f"{i}.png,{label},{('train', 'val', 'test')[i // 12]},{i}")
+        lgg.append(f"{i}.png,{'notumor' if label == 'notumor' else 'glioma'},test,{i},{('flair', 'post')[i % 12 // 6]}")
+    (tmp_path / "splits" / "brain_tumor_mri.csv").write_text("\n".join(kaggle) + "\n")
+    (tmp_path / "splits" / "lgg.csv").write_text("\n".join(lgg) + "\n")
+    return tmp_path / "splits"
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_rows_are_trained_once_and_measured(splits, tmp_path):
+    manifest = splits / "brain_tumor_mri.csv"
+    table = tmp_path / "table.yaml"
+    table.write_text(
+        f"""
+base:
+  name: base
+  sources: [{{name: discs, manifest: {manifest}, images: ".", split_column: clean_split}}]
+  stages: [{{input_size: 32, epochs: 1, learning_rate: 1.0e-3}}]
+  normalised_blocks: [1, 2, 3, 4, 5]
+  batch_size: 4
+rows:
+  - {{name: first, adds: nothing}}
+  - {{name: second, adds: smoothing, changes: {{label_smoothing: 0.1}}}}
+"""
+    )
+    options = {"table": table, "splits": splits}
+    rows = search.run_search(tmp_path / "kaggle", tmp_path / "runs", **options)
+    assert [row["name"] for row in rows] == ["first", "second"]
+    for row in rows:
+        assert 0 <= row["test_accuracy"] <= 1
+        assert 0 <= row["lgg_auc_post"] <= 1
+        assert row["epochs"] == 1
+    stamp = (tmp_path / "runs" / "first" / "first.keras").stat().st_mtime_ns
+    (tmp_path / "runs" / "second" / "row.json").unlink()  # as if killed before it was measured
+    again = search.run_search(tmp_path / "kaggle", tmp_path / "runs", **options)
+    assert again == rows
+    assert (tmp_path / "runs" / "first" / "first.keras").stat().st_mtime_ns == stamp
+    assert json.loads((tmp_path / "runs" / "second" / "row.json").read_text()) == rows[1]
