@@ -1,0 +1,287 @@
+"""The audit on pictures whose copies are known, because they are made here; then on the real data set."""
+
+import functools
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import need_real_part
+from PIL import Image, ImageEnhance, ImageFilter
+from scipy import ndimage
+from typer.testing import CliRunner
+
+from brainmri import audit as auditing
+from brainmri.audit import Audit, audit, detail_correlation, propose_split
+from brainmri.cli import app
+from brainmri.config import load_settings
+from brainmri.data import read_folder, read_manifest
+from brainmri.errors import DataError
+from brainmri.types import CLASS_NAMES
+
+
+@functools.cache
+def picture(seed: int, height: int = 200, width: int = 180) -> Image.Image:
+    """A head-like ellipse with a texture of its own."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    texture = ndimage.gaussian_filter(rng.normal(size=(height, width)), 3)
+    head = (rows**2 / 0.8 + columns**2 / 0.6) < 1
+    return Image.fromarray((head * (110 + 60 * texture / texture.std())).clip(0, 255).astype(np.uint8))
+
+
+def recompressed(image, quality):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+COPIES = {
+    "recompressed": (lambda x: recompressed(x, 40), "near copy"),
+    "resized": (lambda x: x.resize((300, 333)), "near copy"),
+    "brighter": (lambda x: ImageEnhance.Brightness(x).enhance(1.25), "near copy"),
+    "less contrast": (lambda x: ImageEnhance.Contrast(x).enhance(0.6), "near copy"),
+    "sharpened": (lambda x: x.filter(ImageFilter.UnsharpMask(2, 120, 0)), "near copy"),
+    "softened": (lambda x: x.filter(ImageFilter.GaussianBlur(2)), "near copy"),
+    "mirrored": (lambda x: x.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "mirrored"),
+    "mirrored and recompressed": (lambda x: recompressed(x.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 50), "mirrored"),
+    "upside down": (lambda x: x.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "rotated"),
+    "turned by 90": (lambda x: x.transpose(Image.Transpose.ROTATE_90), "rotated"),
+    "turned by 180": (lambda x: x.transpose(Image.Transpose.ROTATE_180), "rotated"),
+    "turned by 270, mirrored": (
+        lambda x: x.transpose(Image.Transpose.ROTATE_270).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "rotated",
+    ),
+}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """`table({path: image or bytes})` with the label and split that the path says: <split>/<class>/<file>."""
+
+    def make(files) -> pd.DataFrame:
+        rows = []
+        for path, content in files.items():
+            file = tmp_path / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content) if isinstance(content, bytes) else content.save(file)
+            split, label, _ = path.split("/")
+            rows.append({"path": path, "file": str(file), "label": label, "split": split})
+        return pd.DataFrame(rows)
+
+    return make
+
+
+def originals(n: int, start: int = 0) -> dict:
+    return {f"train/{CLASS_NAMES[i % 4]}/{i:03d}.png": picture(start + i) for i in range(n)}
+
+
+def grouped(found: Audit, *names: str) -> bool:
+    groups = found.images.set_index("path")["group"]
+    return groups[[p for p in groups.index if any(p.endswith(n) for n in names)]].nunique() == 1
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_is_found_and_named(table, name):
+    change, kind = COPIES[name]
+    files = originals(12) | {"test/glioma/copy.png": change(picture(4))}
+    found = audit(table(files))
+    assert len(found.pairs) == 1, found.pairs
+    pair = found.pairs.iloc[0]
+    assert {pair["first"], pair["second"]} == {"train/glioma/004.png", "test/glioma/copy.png"}
+    assert pair["kind"] in (kind, "same picture" if kind == "near copy" else kind)
+    assert found.summary["n_groups"] == 12
+    (leak,) = [x for x in found.summary["leaks"] if x["split"] == "test"]
+    assert (leak["also_in"], leak["images"], leak["of"], leak["classes"]) == ("train", 1, 1, {"glioma": 1})
+
+
+def test_an_exact_copy_is_found_by_its_bytes_even_of_a_blank_picture(table):
+    blank = Image.new("L", (100, 100))
+    files = originals(8) | {"train/notumor/a.png": blank, "test/notumor/b.png": blank, "test/pituitary/c.png": blank}
+    found = audit(table(files))
+    assert set(found.pairs["kind"]) == {"same file"}
+    assert grouped(found, "a.png", "b.png", "c.png")
+    assert found.summary["pairs"] == {"same file": 2}  # a chain joins three files
+
+
+def test_pictures_of_their_own_are_not_copies(table):
+    found = audit(table(originals(30)))
+    assert found.pairs.empty
+    assert found.summary["n_groups"] == 30
+    assert found.summary["leaks"] == []
+    assert found.summary["label_conflicts"] == []
+
+
+def test_orientation_says_how_the_second_picture_matches(table):
+    turned = picture(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    found = audit(table(originals(8) | {"test/pituitary/copy.png": turned}))
+    assert found.pairs["orientation"].tolist() == ["mirrored"]
+
+
+def test_detail_correlation_forgives_sharpening_but_not_another_texture():
+    one, other = np.asarray(picture(1)), np.asarray(picture(2))
+    sharp = np.asarray(picture(1).filter(ImageFilter.UnsharpMask(3, 300, 0)))
+    b = auditing.bands(np.stack([auditing.make_thumbnail(x) for x in (one, sharp, other)]))
+    np.testing.assert_allclose(detail_correlation(b[:1], b[:1]), 1, atol=1e-5)
+    assert detail_correlation(b[:1], b[1:2])[0] > auditing.MIN_DETAIL_CORRELATION
+    assert detail_correlation(b[:1], b[2:])[0] < 0.5
+    flat = np.zeros((1, 2, 64, 64), np.float32)
+    assert detail_correlation(flat, b[:1])[0] == 0  # no division by nothing
+
+
+# --- what follows from them ------------------------------------------------------------------------------------------
+
+
+def test_copies_with_different_labels_are_a_conflict(table):
+    files = originals(12) | {"train/pituitary/wrong.png": recompressed(picture(1), 60)}
+    (conflict,) = audit(table(files)).summary["label_conflicts"]
+    assert {row["label"] for row in conflict["images"]} == {"meningioma", "pituitary"}
+
+
+def test_a_manifests_second_label_is_compared(table):
+    rows = table(originals(4)).assign(figshare_label=["glioma", "pituitary", "", "strange"])
+    second = audit(rows).summary["second_labels"]
+    assert second == [{"path": "train/meningioma/001.png", "label": "meningioma", "figshare_label": "pituitary"}]
+
+
+def test_odd_sizes_and_unreadable_files_are_named_and_spoil_nothing(table):
+    files = originals(8) | {
+        "train/glioma/tiny.png": picture(90, 30, 30),
+        "train/glioma/strip.png": picture(91, 60, 400),
+        "train/glioma/empty.png": b"",
+        "train/glioma/text.png": b"this is no picture",
+    }
+    rows = table(files)
+    gone = {"path": "train/glioma/gone.png", "file": "/nowhere/gone.png", "label": "glioma", "split": "train"}
+    found = audit(pd.concat([rows, pd.DataFrame([gone])], ignore_index=True))
+    assert {x["path"].split("/")[-1] for x in found.summary["sizes"]["odd"]} == {"tiny.png", "strip.png"}
+    bad = {x["path"].split("/")[-1]: x["error"] for x in found.summary["unreadable"]}
+    assert set(bad) == {"empty.png", "text.png", "gone.png"}
+    assert "No such file" in bad["gone.png"]
+    assert (found.summary["n_images"], found.summary["n_readable"]) == (13, 10)
+    assert found.summary["sizes"]["n_odd"] == 2
+
+
+def test_nothing_to_audit_is_an_error(table):
+    with pytest.raises(DataError, match="no rows"):
+        audit(pd.DataFrame(columns=["path", "file", "label", "split"]))
+    with pytest.raises(DataError, match="none of 1 files can be read"):
+        audit(table({"train/glioma/empty.png": b""}))
+
+
+def test_one_picture_and_pictures_without_split(table):
+    found = audit(table(originals(1)).assign(split=""))
+    assert found.summary["n_groups"] == 1
+    assert found.summary["leaks"] == []
+
+
+def test_an_exception_from_progress_stops_the_audit(table):
+    class Stop(Exception):
+        pass
+
+    def progress(stage, done, total):
+        if stage == "indexing":
+            raise Stop
+
+    with pytest.raises(Stop):
+        audit(table(originals(4)), progress=progress)
+
+
+def test_progress_reaches_the_end_of_every_stage(table):
+    seen = {}
+    audit(table(originals(6)), progress=lambda stage, done, total: seen.update({stage: (done, total)}))
+    assert seen == {"reading": (6, 6), "indexing": (6, 6), "comparing": (6, 6)}
+
+
+# --- the proposed split ---------------------------------------------------------------------------------------------
+
+
+def test_the_proposed_split_does_not_leak_and_keeps_the_share_of_each_class():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 900, 2000)
+    labels = np.array(CLASS_NAMES)[groups % 4]  # whole groups of one class
+    split = propose_split(labels, groups)
+    frame = pd.DataFrame({"label": labels, "group": groups, "split": split})
+    kept = frame[frame["split"] != "repeat"]
+    assert kept.groupby("group")["split"].nunique().max() == 1
+    assert set(split) == {"train", "val", "test", "repeat"}
+    for part, share in auditing.FRACTIONS.items():
+        held = frame[frame["group"].isin(kept.loc[kept["split"] == part, "group"])]
+        assert np.abs(held["label"].value_counts() / frame["label"].value_counts() - share).max() < 0.02
+    evaluated = frame[frame["split"].isin(["val", "test"])]
+    assert not evaluated.duplicated("group").any()  # a slice counts once where figures come from
+    # a further copy of an evaluated slice trains nothing either
+    assert not set(frame.loc[frame["split"] == "repeat", "group"]) & set(frame.loc[frame["split"] == "train", "group"])
+    np.testing.assert_array_equal(split, propose_split(labels, groups))  # and the same again
+
+
+def test_the_proposed_split_keeps_patients_together(table):
+    rows = table(originals(24)).assign(patient=[f"P{i // 6}" for i in range(24)])
+    images = audit(rows).images.assign(patient=rows["patient"])
+    kept = images[images["proposed_split"] != "repeat"]
+    assert kept.groupby("patient")["proposed_split"].nunique().max() == 1
+
+
+def test_the_proposed_split_of_a_leaking_set_has_no_leaks(table):
+    files = originals(40)
+    files |= {f"test/{CLASS_NAMES[i % 4]}/m{i}.png": COPIES["mirrored"][0](picture(i)) for i in range(0, 40, 2)}
+    found = audit(table(files))
+    assert sum(x["images"] for x in found.summary["leaks"]) == 40
+    assert found.summary["proposed_split"]["leaks"] == []
+
+
+# --- saving, the command ---------------------------------------------------------------------------------------------
+
+
+def test_saved_and_opened_again(table, tmp_path):
+    found = audit(table(originals(6) | {"test/notumor/copy.png": COPIES["turned by 90"][0](picture(2))}), name="mine")
+    found.save(tmp_path / "saved")
+    again = Audit.load(tmp_path / "saved")
+    assert again.summary == found.summary == json.loads((tmp_path / "saved/audit.json").read_text("utf-8"))
+    pd.testing.assert_frame_equal(again.images, found.images, check_dtype=False)
+    pd.testing.assert_frame_equal(again.pairs, found.pairs, check_dtype=False)
+    again.proposed().to_csv(tmp_path / "split.csv", index=False)
+    assert set(read_manifest(tmp_path / "split.csv")["split"]) <= {"train", "val", "test", "repeat"}
+    with pytest.raises(DataError, match="run 'brainmri audit'"):
+        Audit.load(tmp_path / "nothing")
+
+
+def test_command_takes_a_folder_or_a_manifest(tmp_path):
+    root = tmp_path / "set"
+    for folder, seeds in (("Training", range(6)), ("Testing", range(4, 8))):
+        (root / folder / "glioma").mkdir(parents=True)
+        for seed in seeds:
+            picture(seed).save(root / folder / "glioma" / f"{seed}.png")
+    run = CliRunner().invoke(app, ["audit", str(root), "--output", str(tmp_path / "a"), "--name", "mine"])
+    assert run.exit_code == 0, run.output
+    assert "2 of 4 images of 'test' are in 'train' too" in run.output
+    saved = json.loads((tmp_path / "a/audit.json").read_text("utf-8"))
+    assert (saved["name"], saved["n_groups"], saved["pairs"]) == ("mine", 8, {"same file": 2})
+    manifest = pd.DataFrame({"path": ["Training/glioma/0.png", "Testing/glioma/7.png"], "label": "glioma"})
+    manifest.assign(part=["one", "two"]).to_csv(root / "list.csv", index=False)
+    options = ["--manifest", str(root / "list.csv"), "--split-column", "part", "--output", str(tmp_path / "b")]
+    run = CliRunner().invoke(app, ["audit", *options])
+    assert run.exit_code == 0, run.output
+    assert Audit.load(tmp_path / "b").summary["splits"] == {"one": 1, "two": 1}
+    run = CliRunner().invoke(app, ["audit"])
+    assert isinstance(run.exception, DataError) or "either ROOT" in run.output
+
+
+# --- the real set ---------------------------------------------------------------------------------------------------
+
+
+def test_real_set_meets_its_bars():
+    root = load_settings().data.root
+    if not (root / "manifest.csv").is_file():
+        need_real_part("the Kaggle data set with manifest.csv")
+    known = pd.read_csv(root / "manifest.csv", dtype=str, keep_default_na=False).set_index("path")
+    found = audit(read_folder(root))
+    checked = auditing.check(found, known)
+    assert checked["found_share"] >= 0.97
+    assert checked["wrong_share"] <= 0.01
+    assert checked["wrong_share_of_comparable"] <= 0.01
+    assert found.summary["proposed_split"]["leaks"] == []
