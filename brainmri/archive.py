@@ -12,7 +12,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 import time
+import types
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -331,7 +333,9 @@ def _reader(job: Job, isolated: bool) -> Iterator[Callable[[str], list[MRISlice]
                 if not pool:
                     pool.append(ProcessPoolExecutor(1, mp_context=context))
                 try:
-                    return pool[0].submit(read_file, job, path).result()
+                    with _no_main_module():  # the process starts with its first task
+                        answer = pool[0].submit(read_file, job, path)
+                    return answer.result()
                 except BrokenProcessPool:
                     pool.pop().shutdown()
             raise _Poison("two processes died reading this file; it is set aside")
@@ -649,7 +653,8 @@ def _on_this_machine(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterato
     def hire() -> Connection:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, job), name="brainmri-archive")
-        process.start()
+        with _no_main_module():
+            process.start()
         theirs.close()
         crew[ours] = (process, None)
         return ours
@@ -696,6 +701,21 @@ def _on_this_machine(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterato
                 process.terminate()
         for process, _ in crew.values():
             process.join()
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Start processes that do not run the parent's main module again.
+
+    They need nothing of it, and a script without a ``__name__`` guard, a notebook's kernel or a page of the app would
+    do its work once more in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(connection: Connection, job: Job) -> None:

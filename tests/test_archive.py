@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -15,6 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from brainmri import archive
 from brainmri.archive import Chunk, ChunkWorker, list_chunks, make_job, run_archive, run_chunks
 from brainmri.config import ModelSettings, Settings
 from brainmri.errors import DataError, StorageError
@@ -137,6 +140,84 @@ def test_a_poison_file_is_set_aside_after_two_tries(images, tmp_path, settings, 
     assert (tmp_path / "log").read_text() == "xxx"  # once with its chunk, twice alone
 
 
+def test_a_killed_worker_is_replaced_and_its_chunk_done_again(images, tmp_path, settings):
+    killed = []
+
+    def kill_one(_summary):
+        if not killed:
+            killed.append(multiprocessing.active_children()[0])
+            os.kill(killed[0].pid, signal.SIGKILL)
+
+    output = tmp_path / "results"
+    summary = run_archive(make_job(images, output, settings, workers=2, chunk_files=3), workers=2, progress=kill_one)
+    assert killed[0].exitcode == -signal.SIGKILL
+    assert (summary.files, summary.rows, summary.bad_files) == (43, 40, 3)
+    check(pd.read_parquet(output), pd.read_parquet(output / "_bad"), images)
+
+
+def test_workers_that_always_die_end_the_job(images, tmp_path, settings, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os; from brainmri import archive; archive.ChunkWorker.run = lambda *_: os._exit(9)"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{ROOT}")
+    with pytest.raises(StorageError, match="4 worker processes died over the same"):
+        run_archive(make_job(images, tmp_path / "results", settings, chunk_files=100))
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_do_not_run_the_main_module_again(images, tmp_path, settings):
+    """A script without a ``__name__`` guard; a page of the app is one as well."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from brainmri.archive import *; from brainmri.config import Settings, ModelSettings\n"
+        f"settings = Settings(model=ModelSettings(id='tiny', directory={str(settings.model.directory)!r}))\n"
+        f"open({str(tmp_path / 'log')!r}, 'a').write('x')\n"
+        f"print(run_archive(make_job({str(images)!r}, {str(tmp_path / 'out')!r}, settings), workers=2).rows)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "40\n"
+    assert (tmp_path / "log").read_text() == "x"
+
+
+def test_after_a_page_has_run_in_this_process(open_page, images, tmp_path, settings):
+    """AppTest leaves the page behind as the process's main module."""
+    open_page("main/predict.py", "guest")
+    assert run_archive(make_job(images, tmp_path / "out", settings), workers=2).rows == 40
+
+
+def test_decoding_and_inference_overlap(images, tmp_path, settings, monkeypatch):
+    """While one batch is in the engine the next is decoded."""
+    now: dict[str, int] = Counter()
+    together = []
+
+    def watched(name, function):
+        def run(*arguments, **options):
+            now[name] += 1
+            together.append(bool(now["decode"] and now["infer"]))
+            try:
+                time.sleep(0.002)
+                return function(*arguments, **options)
+            finally:
+                now[name] -= 1
+
+        return run
+
+    worker = ChunkWorker(make_job(images, tmp_path / "out", settings))
+    monkeypatch.setattr(archive, "BATCH_FILES", 4)
+    monkeypatch.setattr(archive, "read_file", watched("decode", archive.read_file))
+    worker.classifier.forward = watched("infer", worker.classifier.forward)
+    (chunk,) = list_chunks(worker.job)
+    assert worker.run(chunk) == (40, 3)
+    assert any(together)
+
+
 def test_a_new_file_changes_its_own_chunk_alone(images, tmp_path, settings, slices):
     job = make_job(images, tmp_path / "results", settings, chunk_files=4)
     run_archive(job)
@@ -151,6 +232,13 @@ def test_a_new_file_changes_its_own_chunk_alone(images, tmp_path, settings, slic
     (images / "series 1" / "new.png").unlink()
     run_archive(job)
     assert len(pd.read_parquet(tmp_path / "results")) == 40
+
+
+def test_file_urls_in_worker_processes(images, tmp_path, settings):
+    job = make_job(f"file://{images}", f"file://{tmp_path}/results.parquet", settings, chunk_files=8)
+    summary = run_archive(job, workers=2)
+    assert (summary.rows, summary.bad_files) == (40, 3)
+    check(pd.read_parquet(tmp_path / "results.parquet"), pd.read_parquet(tmp_path / "results.bad.parquet"), images)
 
 
 def test_urls_and_the_same_writer_in_process(images, tmp_path, settings):
