@@ -32,6 +32,12 @@ class DataSettings(_Section):
     root: Path = Path("data/brain_tumor_mri")
 
 
+class EvaluationSettings(_Section):
+    """Where saved evaluation runs and audits lie."""
+
+    directory: Path = Path("evaluations")
+
+
 class DatabaseSettings(_Section):
     """SQLAlchemy URL; relative SQLite paths count from the configuration's folder."""
 
@@ -68,6 +74,12 @@ class DicomSettings(_Section):
     max_archive_mb: PositiveFloat = 1_000
 
 
+class ReportSettings(_Section):
+    """How reports are set: ``han`` is whose forms Han characters take in text without kana or hangul."""
+
+    han: Literal["zh-Hans", "zh-Hant", "zh-HK", "ja", "ko"] = "zh-Hans"
+
+
 class ServingSettings(_Section):
     """Micro-batching of concurrent predictions."""
 
@@ -80,10 +92,12 @@ class Settings(_Section):
 
     model: ModelSettings
     data: DataSettings = DataSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     database: DatabaseSettings = DatabaseSettings()
     uploads: UploadSettings = UploadSettings()
     accounts: AccountSettings = AccountSettings()
     dicom: DicomSettings = DicomSettings()
+    reports: ReportSettings = ReportSettings()
     serving: ServingSettings = ServingSettings()
 
 
