@@ -143,6 +143,7 @@ def test_trust_tab_shows_what_was_measured(open_page, app_settings):
     path = app_settings.model.directory / "tiny.explanation.json"
     value = {"mean": 0.25, "interval": [0.2, 0.3]}
     names = [*METHODS, "centre", "random"]
+    peaks = {"n": 7, "hits": 6, "rate": 0.857, "interval": [0.6, 1.0], "baseline_centre": 0.3}
     result = {
         "model_id": "tiny",
         "weights_sha256": "0" * 64,
@@ -150,6 +151,13 @@ def test_trust_tab_shows_what_was_measured(open_page, app_settings):
         "engine_precision": "bf16",
         "created": "2026-01-01T00:00:00+00:00",
         "plan": {"limit": None, "channels": 64},
+        "peak_in_mask": [
+            {
+                "model_id": "tiny",
+                "weights_sha256": "0" * 64,
+                "subsets": {name: dict(peaks) for name in heatmaps.PEAK_SUBSETS},
+            }
+        ],
         "localisation": {
             "n": 594,
             "subsets": {
@@ -165,7 +173,8 @@ def test_trust_tab_shows_what_was_measured(open_page, app_settings):
     finally:
         path.unlink()
     assert not page.exception
-    assert len(page.dataframe) == 2
+    assert len(page.dataframe) == 3
+    assert page.dataframe[0].value["tiny"].tolist() == ["0.857 (0.600–1.000)"] * 5
     assert "n = 120" in words(page)
 
 

@@ -63,7 +63,7 @@ def test_faithfulness_prefers_the_evidence():
     picture = np.ones((32, 32), np.float32)
     right_map = np.zeros((32, 32), np.float32)
     right_map[:, :16] = 1
-    good, bad = faithfulness(Brightness(), picture, right_map, 0), faithfulness(Brightness(), picture, 1 - right_map, 0)
+    good, bad = faithfulness(Brightness(), picture, [right_map, 1 - right_map], 0)
     assert good["deletion"] < bad["deletion"]
     assert good["drop"] == pytest.approx(0, abs=1e-6)
     assert bad["drop"] > 0.9
@@ -128,15 +128,18 @@ def classifier(tiny_models, tiny_blocks):
 
 def test_peak_in_mask_rate_counts_the_masked(classifier, masked_rows, tiny_models):
     found = peak_in_mask_rate(classifier, masked_rows, directory=tiny_models)
-    assert found["n"] == 6
-    assert found["rate"] == found["hits"] / 6
-    assert 0 <= found["interval"][0] <= found["rate"] <= found["interval"][1] <= 1
+    assert found["all"]["n"] == 6
+    assert found["all"]["rate"] == pytest.approx(found["all"]["hits"] / 6, abs=1e-4)
+    assert 0 <= found["all"]["interval"][0] <= found["all"]["rate"] <= found["all"]["interval"][1] <= 1
+    assert found["right"]["n"] == sum(found[name]["n"] for name in ("glioma", "meningioma", "pituitary"))
+    assert found["right"]["n"] <= 6
 
 
 def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_models, tmp_path, monkeypatch):
     plan = study.Plan(
-        n_faithfulness=4, n_sanity=2, precision="float32", steps=2, samples=2, channels=4, sanity_channels=2, batch=2
-    )
+        n_faithfulness=4, n_sanity=2, precision="float32", steps=2, samples=2, channels=4, batch=2, sanity_steps=1,
+        sanity_samples=1, sanity_channels=2, sanity_cells=2,
+    )  # fmt: skip
     seen: list[str] = []
     real = study._localisation_rows
 
@@ -150,14 +153,23 @@ def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_model
     with pytest.raises(KeyboardInterrupt):
         study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan)
     monkeypatch.setattr(study, "_localisation_rows", lambda *a: (seen.append("part"), real(*a))[1])
-    result = study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan)
+    beside = (classifier, tiny_models)
+    result = study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan, beside=beside)
     assert len(seen) == 3  # the two finished parts were not measured again
+    assert result["elapsed_s"] > 0
     assert result["localisation"]["n"] == 6
     assert result["faithfulness"]["by_class"] == {"glioma": 1, "meningioma": 1, "notumor": 1, "pituitary": 1}
     assert result["sanity"]["n"] == 2
     names = [*METHODS, "centre", "random"]
     assert list(result["localisation"]["subsets"]["all"]["methods"]) == names
     json.dumps(result, allow_nan=False)
+    assert [network["model_id"] for network in result["peak_in_mask"]] == ["tiny", "tiny"]
+    # A stop in the cascade goes on at its stage, from weights drawn as without the stop.
+    for stage in STAGES[-2:]:
+        next((tmp_path / "work").glob(f"*/sanity-{stage}.json")).unlink()
+    again = study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan)
+    assert again["sanity"] == result["sanity"]
+    assert again["elapsed_s"] >= result["elapsed_s"]
 
     page = tmp_path / "page.md"
     tables = study.tables_of(result)
@@ -185,7 +197,7 @@ def test_the_documentation_has_every_marker():
     from pathlib import Path
 
     text = (Path(__file__).parent.parent / "docs" / "explanations.md").read_text("utf-8")
-    for name in ("study", "localisation", "localisation-subsets", "faithfulness", "sanity"):
+    for name in ("study", "peak-in-mask", "localisation", "localisation-subsets", "faithfulness", "sanity"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
     for name in METHODS:
         assert f"`{name}`" in text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,32 +126,30 @@ def explain_eval(
     work: Annotated[Path, typer.Option(help="Where finished parts are kept, to go on after a stop.")] = Path(
         "runs/explain-eval"
     ),
-    docs: Annotated[Path | None, typer.Option(help="Page whose tables are written anew.")] = Path(
-        "docs/explanations.md"
-    ),
+    docs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Page whose tables are written anew; default: docs/explanations.md, unless --limit is given."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON; default: beside the model, <id>.explanation.json.")] = None,
     precision: Annotated[str, typer.Option(help="bfloat16, or float32 (several times slower).")] = "bfloat16",
     model: Annotated[str | None, typer.Option(help="Model id; default: the one in config.yaml.")] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(metavar="CARD", help="Card (<id>.json beside <id>.keras) of a network trained without masks."),
+    ] = None,
 ) -> None:
     """Measure every method against expert masks, by deletion and insertion, and by randomising weights.
 
     Stopped half-way, the same command goes on where it stopped.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from brainmri.config import load_settings
     from brainmri.data import SPLITS_DIRECTORY, read_manifest, select_split
     from brainmri.errors import EngineError
     from brainmri.explain.study import Plan, run_study, tables_of, write_tables
     from brainmri.inference import load_classifier
+    from brainmri.model import read_card, write_card
 
     settings = load_settings()
     table = read_manifest(
@@ -164,24 +164,64 @@ def explain_eval(
     except EngineError:
         classifier = load_classifier(model_id, directory, settings.model.engine)
     plan = dataclasses.replace(Plan(precision=precision), limit=limit)
-    columns = (
-        TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-
-        def progress(stage: str):
-            task = bars.add_task(stage, total=None)
-            return lambda done, total: bars.update(task, completed=done, total=total)
-
-        result = run_study(classifier, rows, settings.model.directory, work, plan, progress=progress)
-    path = output or Path(settings.model.directory) / f"{classifier.card.id}.explanation.json"
+    other = None
+    if beside is not None:
+        other = load_classifier(beside.stem, beside.parent), beside.parent
+    with _progress() as progress:
+        result = run_study(classifier, rows, directory, work, plan, progress=progress, beside=other)
+    path = output or Path(directory) / f"{model_id}.explanation.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     temporary.replace(path)
+    if output is None and limit is None:  # the card names what the whole split gave, no trial
+        card = read_card(model_id, directory)
+        write_card(card.model_copy(update={"peak_in_mask": result["peak_in_mask"]}), directory)
     tables = tables_of(result)
+    if docs is None and limit is None and Path("docs/explanations.md").is_file():
+        docs = Path("docs/explanations.md")
     if docs is not None:
         write_tables(docs, tables)
     for title, text in tables.items():
         typer.echo(f"\n{title}\n{text}")
     typer.echo(f"\nwritten to {path}" + (f" and {docs}" if docs is not None else ""))
+
+
+@contextmanager
+def _progress():
+    """Bars on a terminal; elsewhere, in a log say, a line for every tenth of a stage."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+
+    def lines(stage: str):
+        start, said = time.monotonic(), [-1]
+
+        def report(done: int, total: int) -> None:
+            if (tenth := 10 * done // max(total, 1)) != said[0]:
+                said[0] = tenth
+                typer.echo(f"{stage}: {done} of {total}, {time.monotonic() - start:.0f} s", err=True)
+
+        return report
+
+    if not console.is_terminal:
+        yield lines
+        return
+    with Progress(*columns, console=console) as shown:
+
+        def bars(stage: str):
+            task = shown.add_task(stage, total=None)
+            return lambda done, total: shown.update(task, completed=done, total=total)
+
+        yield bars

@@ -9,6 +9,8 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
@@ -21,46 +23,52 @@ BLUR = 10.0
 MEASURES = ("deletion", "insertion", "drop", "increase")
 
 
-def faithfulness(explainer: Explainer, picture: np.ndarray, saliency: np.ndarray, target: int) -> dict[str, float]:
-    """Measure one map on one network input.
+def faithfulness(
+    explainer: Explainer, picture: np.ndarray, maps: Sequence[np.ndarray], target: int
+) -> list[dict[str, float]]:
+    """Measure maps of one network input; all altered pictures go through the network together.
 
     Parameters
     ----------
     picture : ndarray of shape (size, size), float32 in [0, 1]
-    saliency : ndarray of shape (size, size), float in [0, 1]
-        The map on the network's field of view.
+    maps : sequence of ndarray of shape (size, size), float in [0, 1]
+        On the network's field of view.
     target : int
         Column of the class explained.
 
     Returns
     -------
-    dict
-        ``deletion`` and ``insertion``: area under the target's probability as the most salient parts go (lower is
-        better) or come (higher is better); ``drop``: share of the probability lost when the slice is multiplied by the
-        map (lower is better); ``increase``: 1.0 where it rose instead.
+    list of dict
+        One a map: ``deletion`` and ``insertion``: area under the target's probability as the most salient parts go
+        (lower is better) or come (higher is better); ``drop``: share of the probability lost when the slice is
+        multiplied by the map (lower is better); ``increase``: 1.0 where it rose instead.
     """
-    # A stable sort breaks ties from the top left, alike for every method; an all-zero map is thus a fixed sweep.
-    order = np.argsort(-saliency.ravel(), kind="stable")
-    ranks = np.empty(order.size, np.int64)
-    ranks[order] = np.arange(order.size)
-    gone = ranks.reshape(saliency.shape) < (np.arange(1, STEPS + 1) * order.size / STEPS)[:, None, None]
     blurred = ndimage.gaussian_filter(picture, BLUR)
-    pictures = np.concatenate(
-        [
-            picture[None],
+    pictures = [np.stack([picture, blurred, np.zeros_like(picture)])]  # where every curve starts or ends
+    for saliency in maps:
+        # A stable sort breaks ties from the top left, alike for every method; an all-zero map is thus a fixed sweep.
+        order = np.argsort(-saliency.ravel(), kind="stable")
+        ranks = np.empty(order.size, np.int64)
+        ranks[order] = np.arange(order.size)
+        gone = ranks.reshape(saliency.shape) < (np.arange(1, STEPS) * order.size / STEPS)[:, None, None]
+        pictures += [
             np.where(gone, np.float32(0), picture),
-            blurred[None],
             np.where(gone, picture, blurred),
             (picture * saliency)[None],
         ]
-    ).astype(np.float32)
-    logits = explainer.logits(pictures, size=len(pictures))
+    logits = explainer.logits(np.concatenate(pictures).astype(np.float32))
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     p = exponents[:, target] / exponents.sum(axis=1)
-    whole, masked = float(p[0]), float(p[-1])
-    return {
-        "deletion": float(np.trapezoid(p[: STEPS + 1], dx=1 / STEPS)),
-        "insertion": float(np.trapezoid(p[STEPS + 1 : 2 * STEPS + 2], dx=1 / STEPS)),
-        "drop": max(0.0, whole - masked) / max(whole, 1e-12),
-        "increase": float(masked > whole),
-    }
+    whole, start, black = (float(v) for v in p[:3])
+    result = []
+    for part in p[3:].reshape(len(maps), 2 * STEPS - 1):
+        masked = float(part[-1])
+        result.append(
+            {
+                "deletion": float(np.trapezoid([whole, *part[: STEPS - 1], black], dx=1 / STEPS)),
+                "insertion": float(np.trapezoid([start, *part[STEPS - 1 : -1], whole], dx=1 / STEPS)),
+                "drop": max(0.0, whole - masked) / max(whole, 1e-12),
+                "increase": float(masked > whole),
+            }
+        )
+    return result

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brainmri.explain.base import draw
-from brainmri.types import CropTransform
+from brainmri.types import CLASS_NAMES, NO_TUMOR, CropTransform
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,8 +115,8 @@ def peak_in_mask_rate(
     Returns
     -------
     dict
-        ``n``, ``hits``, ``rate``, its 95 % ``interval`` over groups, and ``baseline_centre``: the same for the middle
-        of the head.
+        For ``all``, for ``right`` (those classified right) and for each tumour class of these: ``n``, ``hits``,
+        ``rate``, its 95 % ``interval`` over groups, and ``baseline_centre``: the same for the middle of the head.
     """
     from brainmri.data import read_mask, read_pixels
     from brainmri.evaluation import GroupBootstrap
@@ -124,31 +124,38 @@ def peak_in_mask_rate(
 
     masked = rows[rows["mask"] != ""].reset_index(drop=True)
     explainer = explainer_of(classifier, directory)
-    hits: list = []
-    centre: list = []
+    outcomes: list[tuple[bool, float, float]] = []
     for start in range(0, len(masked), batch):
         part = list(masked.iloc[start : start + batch].itertuples())
         pixels = [read_pixels(row.file) for row in part]
         prediction = classifier.predict(pixels)
+        predicted = prediction.logits.argmax(axis=1)
         grids = METHODS["grad-cam"].grids(
             explainer,
             Batch(prediction.inputs, prediction.feature_maps, prediction.logits),
-            prediction.logits.argmax(axis=1),
+            predicted,
             "block5_conv3",
             seed=0,
         )
-        for row, picture, grid, transform in zip(part, pixels, grids, prediction.transforms, strict=True):
-            mask, cell = read_mask(mask_file(row)), cell_side(transform)
-            for outcome, values in ((hits, grid), (centre, centre_blob())):
-                _, peak = draw(values, transform, picture.shape)
-                outcome.append(float(peak is not None and near_mask(peak, mask, cell)))
+        for i, row in enumerate(part):
+            mask, transform = read_mask(mask_file(row)), prediction.transforms[i]
+            peaks = [draw(g, transform, pixels[i].shape)[1] for g in (grids[i], centre_blob())]
+            hit, centre = (float(p is not None and near_mask(p, mask, cell_side(transform))) for p in peaks)
+            outcomes.append((CLASS_NAMES[predicted[i]] == row.label, hit, centre))
         if progress:
-            progress(len(hits), len(masked))
-    values = np.array(hits)
+            progress(len(outcomes), len(masked))
+    right, hits, centres = np.array(outcomes, float).reshape(-1, 3).T
+    subsets = {"all": np.ones(len(masked), bool), "right": right > 0}
+    for name in CLASS_NAMES:
+        if name != NO_TUMOR:
+            subsets[name] = subsets["right"] & (masked["label"] == name).to_numpy()
     return {
-        "n": len(values),
-        "hits": int(values.sum()),
-        "rate": float(values.mean()) if len(values) else None,
-        "interval": GroupBootstrap(masked["group"], 2000).mean(values) if len(values) else None,
-        "baseline_centre": float(np.mean(centre)) if centre else None,
+        name: {
+            "n": int(chosen.sum()),
+            "hits": int(hits[chosen].sum()),
+            "rate": round(float(hits[chosen].mean()), 4) if chosen.any() else None,
+            "interval": GroupBootstrap(masked["group"][chosen], 2000).mean(hits[chosen]) if chosen.any() else None,
+            "baseline_centre": round(float(centres[chosen].mean()), 4) if chosen.any() else None,
+        }
+        for name, chosen in subsets.items()
     }

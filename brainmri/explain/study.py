@@ -21,9 +21,10 @@ from brainmri.explain.base import draw, normalise
 from brainmri.explain.faithfulness import MEASURES as FAITHFULNESS
 from brainmri.explain.faithfulness import faithfulness
 from brainmri.explain.localisation import MEASURES as LOCALISATION
-from brainmri.explain.localisation import cell_side, centre_blob, localise, mask_file, random_grid
+from brainmri.explain.localisation import cell_side, centre_blob, localise, mask_file, peak_in_mask_rate, random_grid
+from brainmri.explain.occlusion import CELLS
 from brainmri.explain.sanity import STAGES, cascade, rank_correlation
-from brainmri.types import CLASS_NAMES, CLASS_TITLES, CropTransform
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, CropTransform
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +49,10 @@ class Plan:
         Images, evenly by class, that hash order picks: the same on every run.
     precision : str
         Of gradients through the whole network.
-    steps, samples, channels, sanity_channels : int
+    steps, samples, channels : int
         Of Integrated Gradients, SmoothGrad and Score-CAM.
+    sanity_steps, sanity_samples, sanity_channels, sanity_cells : int
+        The same, and patches along a side of occlusion, for each of the randomised networks.
     """
 
     limit: int | None = None
@@ -59,14 +62,24 @@ class Plan:
     steps: int = 8
     samples: int = 8
     channels: int = 64
+    sanity_steps: int = 4
+    sanity_samples: int = 4
     sanity_channels: int = 16
+    sanity_cells: int = 4
     batch: int = 16
     seed: int = 0
 
     def options(self, *, sanity: bool = False) -> dict[str, dict[str, int]]:
         """Keyword arguments by method."""
+        if sanity:
+            return {
+                "score-cam": {"channels": self.sanity_channels},
+                "integrated-gradients": {"steps": self.sanity_steps},
+                "smooth-grad": {"samples": self.sanity_samples},
+                "occlusion": {"cells": self.sanity_cells},
+            }
         return {
-            "score-cam": {"channels": self.sanity_channels if sanity else self.channels},
+            "score-cam": {"channels": self.channels},
             "integrated-gradients": {"steps": self.steps},
             "smooth-grad": {"samples": self.samples},
         }
@@ -80,6 +93,7 @@ def run_study(
     plan: Plan | None = None,
     *,
     progress: Progress | None = None,
+    beside: tuple[Classifier, Path | str] | None = None,
 ) -> dict[str, Any]:
     """Measure every method.
 
@@ -93,12 +107,14 @@ def run_study(
         Finished parts go to a folder in here that model, data and plan determine; the next run goes on from them.
     progress : callable, optional
         Called with a stage's name; what it returns is called with (done, total).
+    beside : (Classifier, directory), optional
+        Another network, one trained without masks say, whose Grad-CAM is pointed at the same images.
 
     Returns
     -------
     dict
-        JSON-serialisable: ``model_id``, ``weights_sha256``, ``plan``, ``localisation``, ``faithfulness``, ``sanity``,
-        each with ``n``; see docs/explanations.md.
+        JSON-serialisable: ``model_id``, ``weights_sha256``, ``plan``, ``peak_in_mask``, ``localisation``,
+        ``faithfulness``, ``sanity``, each with ``n``; see docs/explanations.md.
 
     Raises
     ------
@@ -109,7 +125,6 @@ def run_study(
     progress = progress or (lambda _name: lambda _done, _total: None)
     if "mask" not in rows or not (rows["mask"] != "").any():
         raise DataError("no image of this split has a mask; the manifest needs a 'mask' column with paths")
-    start = time.monotonic()
     masked = _spread(rows[rows["mask"] != ""], plan.limit)
     even = _spread(rows, plan.n_faithfulness if plan.limit is None else min(plan.n_faithfulness, plan.limit))
     few = _spread(even, plan.n_sanity)
@@ -117,24 +132,45 @@ def run_study(
     folder = Path(work) / f"{classifier.card.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     explainer = Explainer.of(classifier, directory, precision=plan.precision)
+    clock, start = folder / "elapsed.json", time.monotonic()
+    before = json.loads(clock.read_text("utf-8")) if clock.is_file() else 0.0
 
+    def stage(name: str) -> Callable[[int, int], None]:
+        report = progress(name)
+
+        def timed(done: int, total: int) -> None:
+            _write_whole(clock, before + time.monotonic() - start)  # of all runs together
+            report(done, total)
+
+        return timed
+
+    networks = [(classifier, directory)] + ([beside] if beside else [])
+    peak_in_mask = [
+        {
+            "model_id": c.card.id,
+            "weights_sha256": c.card.weights_sha256,
+            "subsets": peak_in_mask_rate(c, masked, directory=d, progress=stage(f"Grad-CAM's peak, {c.card.id}")),
+        }
+        for c, d in networks
+    ]
     localisation = _parts(
-        folder, "localisation", masked, plan.batch, progress("Localisation"),
+        folder, "localisation", masked, plan.batch, stage("Localisation"),
         lambda part: _localisation_rows(classifier, explainer, part, plan, folder, set(even["path"])),
     )  # fmt: skip
     faithful = _parts(
-        folder, "faithfulness", even, plan.batch, progress("Faithfulness"),
+        folder, "faithfulness", even, plan.batch, stage("Faithfulness"),
         lambda part: _faithfulness_rows(classifier, explainer, part, plan, folder),
     )  # fmt: skip
-    sanity = _sanity(classifier, directory, few, plan, folder, progress("Sanity (weight randomisation)"))
+    sanity = _sanity(classifier, directory, few, plan, folder, stage("Sanity (weight randomisation)"))
     return {
         "model_id": classifier.card.id,
         "weights_sha256": classifier.card.weights_sha256,
         "engine": classifier.engine.name,
         "engine_precision": classifier.engine.precision,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "elapsed_s": round(time.monotonic() - start, 1),
+        "elapsed_s": round(json.loads(clock.read_text("utf-8")), 1),
         "plan": asdict(plan),
+        "peak_in_mask": peak_in_mask,
         "localisation": _summarise_localisation(localisation),
         "faithfulness": _summarise_faithfulness(faithful),
         "sanity": sanity,
@@ -221,10 +257,7 @@ def _localisation_rows(
     rows = []
     for i, row in enumerate(part.itertuples()):
         if row.path in again:
-            file = _maps_file(folder, row.path)
-            temporary = file.with_suffix(".tmp.npz")
-            np.savez(temporary, **{name: maps[i] for name, maps in grids.items()})
-            os.replace(temporary, file)
+            _write_npz(_maps_file(folder, row.path), {name: maps[i] for name, maps in grids.items()})
         mask = read_mask(mask_file(row))
         values = {}
         for name, maps in grids.items():
@@ -249,8 +282,7 @@ def _faithfulness_rows(classifier, explainer, part: pd.DataFrame, plan: Plan, fo
     for i, path in enumerate(part["path"]):
         file = _maps_file(folder, path)
         if file.is_file():
-            with np.load(file) as kept:
-                per_image.append(dict(kept))
+            per_image.append(_read_npz(file))
         else:
             grids = _all_grids(explainer, batch[i : i + 1], targets[i : i + 1], [path], plan)
             per_image.append({name: maps[0] for name, maps in grids.items()})
@@ -258,54 +290,76 @@ def _faithfulness_rows(classifier, explainer, part: pd.DataFrame, plan: Plan, fo
     whole = CropTransform(0, 0, size, size)
     rows = []
     for i, row in enumerate(part.itertuples()):
-        values = {
-            name: faithfulness(
-                explainer, batch.inputs[i], draw(grid, whole, (size, size), _percentile(name))[0], int(targets[i])
-            )
-            for name, grid in per_image[i].items()
-        }
+        maps = {name: draw(grid, whole, (size, size), _percentile(name))[0] for name, grid in per_image[i].items()}
+        measured = faithfulness(explainer, batch.inputs[i], list(maps.values()), int(targets[i]))
+        values = dict(zip(maps, measured, strict=True))
         rows.append({"path": row.path, "label": row.label, "group": row.group, "values": values})
     return rows
 
 
 def _sanity(classifier, directory, rows: pd.DataFrame, plan: Plan, folder: Path, report) -> dict[str, Any]:
-    """Rank correlation of each method's maps before and after each stage of randomisation."""
+    """Rank correlation of each method's maps before and after each stage of randomisation; kept stage by stage."""
     from brainmri.model import load_network
 
-    path = folder / "sanity.json"
-    if path.is_file():
-        report(len(STAGES) + 1, len(STAGES) + 1)
-        return json.loads(path.read_text("utf-8"))
-    _, batch, _, targets = _predict(classifier, rows)
-    network = getattr(classifier.engine, "network", None) or load_network(classifier.card, directory)
+    network = None
     before: dict[str, np.ndarray] = {}
-    result: dict[str, Any] = {"n": len(rows), "stages": list(STAGES), "methods": {name: {} for name in METHODS}}
-    for number, (stage, changed) in enumerate(cascade(network, plan.seed)):
-        explainer = Explainer.of_network(changed, precision=plan.precision)
-        here = explainer.batch(batch.inputs)
-        grids = {
-            name: np.stack([normalise(g, METHODS[name].percentile) for g in maps])
-            for name, maps in _all_grids(explainer, here, targets, rows["path"], plan, sanity=True).items()
-        }
-        if stage == "intact":
-            before = grids
+    inputs = targets = None
+    intact = folder / "sanity-intact.npz"
+    methods: dict[str, dict[str, Any]] = {name: {} for name in METHODS}
+    stages = ("intact", *STAGES)
+    files = [intact, *(folder / f"sanity-{stage}.json" for stage in STAGES)]
+    report(0, len(stages))
+    if not all(file.is_file() for file in files):
+        _, batch, _, targets = _predict(classifier, rows)
+        inputs = batch.inputs
+        network = getattr(classifier.engine, "network", None) or load_network(classifier.card, directory)
+    networks = cascade(network, plan.seed) if network is not None else iter([])
+    bootstrap = _bootstrap(rows["group"])
+    for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
+        _, changed = next(networks, (stage, None))  # randomised further even where its maps are there already
+        if file.is_file():
+            found = _read_npz(file) if stage == "intact" else json.loads(file.read_text("utf-8"))
         else:
-            for name, maps in grids.items():
-                values = [rank_correlation(a, b) for a, b in zip(before[name], maps, strict=True)]
-                result["methods"][name][stage] = {
-                    "mean": round(float(np.mean(values)), 4),
-                    "interval": _interval(np.array(values), rows["group"]),
-                    "all_zero": int(sum(not m.any() for m in maps)),
-                }
-        report(number + 1, len(STAGES) + 1)
-    _write_whole(path, result)
-    return result
+            explainer = Explainer.of_network(changed, precision=plan.precision)
+            grids = _all_grids(explainer, explainer.batch(inputs), targets, rows["path"], plan, sanity=True)
+            maps = {n: np.stack([normalise(g, METHODS[n].percentile) for g in grid]) for n, grid in grids.items()}
+            if stage == "intact":
+                found = maps
+                _write_npz(file, maps)
+            else:
+                found = {}
+                for name, changed_maps in maps.items():
+                    values = [rank_correlation(a, b) for a, b in zip(before[name], changed_maps, strict=True)]
+                    found[name] = {
+                        "mean": round(float(np.mean(values)), 4),
+                        "interval": bootstrap.mean(np.array(values)),
+                        "all_zero": int(sum(not m.any() for m in changed_maps)),
+                    }
+                _write_whole(file, found)
+        if stage == "intact":
+            before = found
+        else:
+            for name, value in found.items():
+                methods[name][stage] = value
+        report(number + 1, len(stages))
+    return {"n": len(rows), "stages": list(STAGES), "methods": methods}
 
 
-def _interval(values: np.ndarray, groups) -> list[float] | None:
+def _bootstrap(groups):
     from brainmri.evaluation import GroupBootstrap
 
-    return GroupBootstrap(groups, 2000).mean(values)
+    return GroupBootstrap(groups, 2000)
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as kept:
+        return dict(kept)
+
+
+def _write_npz(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    temporary = file.with_suffix(".tmp.npz")
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    os.replace(temporary, file)
 
 
 def _summarise_localisation(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -330,12 +384,12 @@ def _summarise_faithfulness(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _means(rows: list[dict[str, Any]], measures: tuple[str, ...]) -> dict[str, Any]:
     if not rows:
         return {}
-    groups = [r["group"] for r in rows]
+    bootstrap = _bootstrap([r["group"] for r in rows])
     return {
         name: {
             measure: {
                 "mean": round(float((values := np.array([r["values"][name][measure] for r in rows])).mean()), 4),
-                "interval": _interval(values, groups),
+                "interval": bootstrap.mean(values),
             }
             for measure in measures
         }
@@ -369,6 +423,7 @@ def tables_of(result: Mapping[str, Any]) -> dict[str, str]:
     """Markdown tables by marker name."""
     return {
         "study": _study_line(result),
+        "peak-in-mask": _peak_table(result["peak_in_mask"]),
         "localisation": _localisation_table(result["localisation"]["subsets"]["all"]),
         "localisation-subsets": _subset_table(result["localisation"]["subsets"]),
         "faithfulness": _table(result["faithfulness"], FAITHFULNESS_TITLES),
@@ -381,10 +436,29 @@ def _study_line(result: Mapping[str, Any]) -> str:
     return (
         f"Model `{result['model_id']}`, weights `{result['weights_sha256'][:12]}`, {result['created'][:10]}; forward "
         f"passes on {result['engine']} in {result['engine_precision']}, gradients in {plan['precision']}; Score-CAM on "
-        f"its {plan['channels']} strongest channels ({plan['sanity_channels']} in the sanity check), Integrated "
-        f"Gradients with {plan['steps']} steps, SmoothGrad with {plan['samples']} samples. "
+        f"its {plan['channels']} strongest channels, Integrated Gradients with {plan['steps']} steps, SmoothGrad with "
+        f"{plan['samples']} samples, occlusion with {CELLS**2} patches; for each of the randomised networks "
+        f"{plan['sanity_channels']}, {plan['sanity_steps']}, {plan['sanity_samples']} and {plan['sanity_cells'] ** 2}. "
         f"Took {result['elapsed_s'] / 60:.1f} minutes."
     )
+
+
+PEAK_SUBSETS = {"all": "All", "right": "Class right", **{n: f"… {t}" for n, t in CLASS_TITLES.items() if n != NO_TUMOR}}
+
+
+def _peak_table(networks: list[Mapping[str, Any]]) -> str:
+    heads = [f"`{network['model_id']}` ({network['weights_sha256'][:8]})" for network in networks]
+    lines = [
+        "| Grad-CAM's peak in or within a cell of the mask | n | " + " | ".join(heads) + " | centre of the head |",
+        "|---" * (len(heads) + 3) + "|",
+    ]
+    for name, title in PEAK_SUBSETS.items():
+        parts = [network["subsets"][name] for network in networks]
+        n = " / ".join(dict.fromkeys(str(part["n"]) for part in parts))
+        cells = [_cell({"mean": p["rate"], "interval": p["interval"]}) if p["n"] else "–" for p in parts]
+        centre = f"{parts[0]['baseline_centre']:.3f}" if parts[0]["n"] else "–"
+        lines.append(f"| {title} | {n} | " + " | ".join(cells) + f" | {centre} |")
+    return "\n".join(lines)
 
 
 def _cell(value: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from brainmri.errors import BrainMRIError
 from brainmri.explain import CONVOLUTIONS, METHODS, explain
 from brainmri.explain.brain import brain_mask
 from brainmri.explain.figures import as_bytes, as_npz, explanation_page, rejection
-from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, SIZES, title_of
+from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, PEAK_SUBSETS, SIZES, title_of
 from brainmri.model import FEATURE_LAYER, read_card
 from brainmri.pipeline import analyse, read_slices
 from brainmri.storage import save_record, utc_now
@@ -499,6 +499,11 @@ def show_trust() -> None:
     if plan["limit"] is not None:
         st.warning(f"A quick run on {result['localisation']['n']} images, not the whole test split.")
     st.subheader("Does it point at the tumour?", anchor=False)
+    st.dataframe(_peak_frame(result["peak_in_mask"]), hide_index=True)
+    st.caption(
+        "Share of images whose Grad-CAM peak, for the predicted class, lies in the expert mask or within one cell of "
+        "the 8 x 8 grid around it; in brackets the 95 % interval."
+    )
     subsets = result["localisation"]["subsets"]
     shown = [name for name in subsets if subsets[name]["n"]]
     left, right = st.columns(2)
@@ -543,6 +548,23 @@ def _subset_title(name: str) -> str:
     return {"right class": "Class predicted right", "wrong class": "Class predicted wrong"}.get(name, name)
 
 
+def _peak_frame(networks: list[dict]) -> pd.DataFrame:
+    def cell(part: dict) -> str:
+        return _rate({"mean": part["rate"], "interval": part["interval"]}) if part["n"] else "–"
+
+    return pd.DataFrame(
+        [
+            {
+                "Images": title,
+                "n": " / ".join(dict.fromkeys(str(network["subsets"][name]["n"]) for network in networks)),
+                **{network["model_id"]: cell(network["subsets"][name]) for network in networks},
+                "Centre of the head (baseline)": networks[0]["subsets"][name]["baseline_centre"],
+            }
+            for name, title in PEAK_SUBSETS.items()
+        ]
+    )
+
+
 def _bars(methods: dict, measure: str, title: str) -> None:
     rows = [
         {
@@ -570,14 +592,18 @@ def _bars(methods: dict, measure: str, title: str) -> None:
 
 
 def _frame(methods: dict, titles: dict[str, str]) -> None:
-    def cell(value: dict) -> str:
-        interval = value["interval"]
-        return f"{value['mean']:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
-
     table = pd.DataFrame(
-        [{"Method": title_of(name), **{titles[m]: cell(values[m]) for m in titles}} for name, values in methods.items()]
+        [
+            {"Method": title_of(name), **{titles[m]: _rate(values[m]) for m in titles}}
+            for name, values in methods.items()
+        ]
     )
     st.dataframe(table, hide_index=True)
+
+
+def _rate(value: dict) -> str:
+    interval = value["interval"]
+    return f"{value['mean']:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
 
 
 def _cascade(sanity: dict) -> None:
