@@ -454,7 +454,7 @@ def export_patient(database: Database, settings: Settings, user: User, patient_i
         archive.writestr("edits.csv", _csv(["at", "user", "what", "before", "after"], edits))
         for issued in report.reports_of_patient(database, user, patient_id):
             archive.writestr(f"reports/{issued.file_name}", report.read_pdf(database, settings, user, issued.id))
-        archive.writestr("summary.pdf", render_summary(patient, entries))
+        archive.writestr("summary.pdf", render_summary(patient, entries, settings.reports.han))
     return buffer.getvalue()
 
 

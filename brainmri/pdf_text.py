@@ -2,8 +2,9 @@
 
 FiraGO (package ``pymupdf-fonts``) carries all but CJK, in two weights; it is shaped by HarfBuzz. CJK glyphs come from
 Noto Sans CJK (package ``notojp-matplotlib``, used as a font file only), of which just the glyphs a report needs are
-turned into a small TrueType font. Both fonts are under the SIL Open Font License and are embedded. Direction follows
-the Unicode bidirectional algorithm (UAX #9).
+turned into a small TrueType font. Both fonts are under the SIL Open Font License and are embedded. Unicode unifies Han
+characters that China, Taiwan, Hong Kong, Japan and Korea draw differently: a paragraph with kana is Japanese, one with
+hangul Korean, any other what the configuration says. Direction follows the Unicode bidirectional algorithm (UAX #9).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 REGULAR, BOLD = "FiraGO", "FiraGO-Bold"
 _MISSING = "\u25a1"
 _BRACKETS = {"(": ")", "[": "]", "{": "}", "\u2045": "\u2046", "\u27e8": "\u27e9", "\u300c": "\u300d"}
+_HAN_SYSTEMS = {"zh-Hans": "ZHS ", "zh-Hant": "ZHT ", "zh-HK": "ZHH ", "ja": "JAN ", "ko": "KOR "}
+"""Language (BCP 47) -> the font's language system, whose ``locl`` feature exchanges the glyphs."""
+_KANA = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
 _RTL_TYPES = {"R", "AL", "AN", "RLE", "RLO", "RLI"}
 
 
@@ -42,19 +48,24 @@ class TextSetter:
     ----------
     everything : str
         All the text that will be set; the CJK glyphs in it are prepared at once.
+    han : str
+        Language whose forms Han characters take where the text itself does not tell: zh-Hans, zh-Hant, zh-HK, ja, ko.
     """
 
-    def __init__(self, everything: str):
+    def __init__(self, everything: str, han: str = "zh-Hans"):
+        self._han = han
         self._fira = {False: _register_fira(False), True: _register_fira(True)}
         self._covered = _fira_characters()
         missing = {c for c in _clean(everything) if ord(c) not in self._covered}
-        available = frozenset(c for c in missing if ord(c) in _cjk_cmap()) if missing else frozenset()
-        self._cjk_characters = available
-        self._cjk = _register_cjk(available) if available else ""
+        self._cjk_characters = frozenset(c for c in missing if ord(c) in _cjk_cmap()) if missing else frozenset()
 
-    def width(self, text: str, size: float, *, bold: bool = False) -> float:
+    def language(self, text: str) -> str:
+        """Whose forms the Han characters of a paragraph take."""
+        return "ja" if _KANA.search(text) else "ko" if _HANGUL.search(text) else self._han
+
+    def width(self, text: str, size: float, *, bold: bool = False, han: str | None = None) -> float:
         """Width of one line, points."""
-        return sum(self._run_width(run, size) for run in self._runs(text, bold, None))
+        return sum(self._run_width(run, size) for run in self._runs(text, bold, None, han))
 
     def draw(
         self,
@@ -67,15 +78,16 @@ class TextSetter:
         bold: bool = False,
         align: str = "left",
         rtl: bool | None = None,
+        han: str | None = None,
     ) -> None:
         """Draw one line with its baseline at ``y``.
 
-        ``align`` says what ``x`` is: left, right or centre; ``rtl`` the direction of the paragraph the line is part of
-        (None: the line's own).
+        ``align`` says what ``x`` is: left, right or centre; ``rtl`` and ``han`` the direction and `language` of the
+        paragraph the line is part of (None: the line's own).
         """
         from reportlab.pdfbase.ttfonts import shapeStr
 
-        runs = self._runs(text, bold, rtl)
+        runs = self._runs(text, bold, rtl, han)
         if align != "left":
             total = sum(self._run_width(run, size) for run in runs)
             x -= total if align == "right" else total / 2
@@ -90,26 +102,26 @@ class TextSetter:
         """Break text into lines no wider than ``width`` points: at spaces, and between CJK characters."""
         lines: list[str] = []
         for paragraph in _clean(text, keep_breaks=True).split("\n"):
-            line = ""
+            line, han = "", self.language(paragraph)
             for piece in _pieces(paragraph):
-                if self.width((line + piece).rstrip(), size, bold=bold) <= width:
+                if self.width((line + piece).rstrip(), size, bold=bold, han=han) <= width:
                     line += piece
                     continue
                 if line.strip():
                     lines.append(line.rstrip())
                 line = piece.lstrip()
-                while len(line) > 1 and (cut := self._fitting(line, width, size, bold)) < len(line.rstrip()):
+                while len(line) > 1 and (cut := self._fitting(line, width, size, bold, han)) < len(line.rstrip()):
                     lines.append(line[:cut])
                     line = line[cut:]
             lines.append(line.rstrip())
         return lines
 
-    def _fitting(self, text: str, width: float, size: float, bold: bool) -> int:
+    def _fitting(self, text: str, width: float, size: float, bold: bool, han: str) -> int:
         """How many characters of a word that is too long fit on a line, at least one."""
         low, high = 1, min(len(text.rstrip()), int(width / size * 8) + 2)  # no glyph run is narrower than that
         while low < high:
             middle = (low + high + 1) // 2
-            if self.width(text[:middle], size, bold=bold) <= width:
+            if self.width(text[:middle], size, bold=bold, han=han) <= width:
                 low = middle
             else:
                 high = middle - 1
@@ -119,12 +131,13 @@ class TextSetter:
         """True where a paragraph runs from right to left."""
         return _base_level(text) == 1
 
-    def _runs(self, text: str, bold: bool, rtl: bool | None) -> list[_Run]:
+    def _runs(self, text: str, bold: bool, rtl: bool | None, han: str | None) -> list[_Run]:
         runs: list[_Run] = []
+        han = han or self.language(text)
         for part in _visual_order(_clean(text), rtl):
             start = len(runs)
             for character in part.text:
-                font, shaped = self._font_of(character, bold)
+                font, shaped = self._font_of(character, bold, han)
                 if font is None:
                     character, font, shaped = _MISSING, self._fira[bold], True
                 if len(runs) > start and runs[-1].font == font:
@@ -135,11 +148,11 @@ class TextSetter:
                 runs[start:] = reversed(runs[start:])
         return runs
 
-    def _font_of(self, character: str, bold: bool) -> tuple[str | None, bool]:
+    def _font_of(self, character: str, bold: bool, han: str) -> tuple[str | None, bool]:
         if ord(character) in self._covered:
             return self._fira[bold], True
         if character in self._cjk_characters:
-            return self._cjk, False
+            return _register_cjk(self._cjk_characters, han), False
         return None, False
 
     @staticmethod
@@ -295,8 +308,25 @@ def _cjk_cmap() -> dict[int, str]:
     return {} if font is None else font.getBestCmap()
 
 
+@cache
+def _local_forms(han: str) -> dict[str, str]:
+    """Glyph -> the glyph that a language writes instead (OpenType ``locl`` of the Han script)."""
+    gsub = _cjk_font()["GSUB"].table
+    script = next(record.Script for record in gsub.ScriptList.ScriptRecord if record.ScriptTag == "hani")
+    system = next(r.LangSys for r in script.LangSysRecord if r.LangSysTag == _HAN_SYSTEMS[han])
+    forms: dict[str, str] = {}
+    for index in system.FeatureIndex:
+        feature = gsub.FeatureList.FeatureRecord[index]
+        if feature.FeatureTag == "locl":
+            for lookup in feature.Feature.LookupListIndex:
+                for table in gsub.LookupList.Lookup[lookup].SubTable:
+                    table = getattr(table, "ExtSubTable", table)
+                    forms |= getattr(table, "mapping", {})
+    return forms
+
+
 @lru_cache(maxsize=64)
-def _register_cjk(characters: frozenset[str]) -> str:
+def _register_cjk(characters: frozenset[str], han: str) -> str:
     """Make a TrueType font of these characters' outlines (reportlab embeds no CFF) and register it."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.pens.cu2quPen import Cu2QuPen
@@ -306,7 +336,8 @@ def _register_cjk(characters: frozenset[str]) -> str:
 
     source, cmap = _cjk_font(), _cjk_cmap()
     outlines = source.getGlyphSet()
-    names = {ord(c): cmap[ord(c)] for c in sorted(characters)}
+    forms = _local_forms(han)
+    names = {ord(c): forms.get(cmap[ord(c)], cmap[ord(c)]) for c in sorted(characters)}
     order = [".notdef", *dict.fromkeys(names.values())]
     glyphs, widths = {}, {}
     for name in order:
@@ -315,7 +346,7 @@ def _register_cjk(characters: frozenset[str]) -> str:
         glyphs[name] = pen.glyph()
         widths[name] = outlines[name].width
     digest = hashlib.sha256("".join(sorted(characters)).encode()).hexdigest()[:12]
-    family = f"NotoSansCJK-{digest}"
+    family = f"NotoSansCJK-{han.replace('-', '')}-{digest}"
     builder = FontBuilder(source["head"].unitsPerEm, isTTF=True)
     builder.setupGlyphOrder(order)
     builder.setupCharacterMap(names)

@@ -175,6 +175,7 @@ def issue(
         findings=findings,
         impression=impression,
         earlier=f"Replaces the final report of {when_text(earlier[0].created_at)}." if earlier and final else "",
+        han=settings.reports.han,
     )
     pdf = render(content)
     row = Report(
@@ -307,4 +308,4 @@ def _series_text(database: Database, user: User, place: StudyRecord) -> str:
                 .order_by(StudyRecord.series_index)
             )
         )
-    return answer_series(records).text  # type: ignore[arg-type]  # a record has what it reads of an analysis
+    return answer_series(records).text

@@ -53,6 +53,7 @@ class Content:
     findings: str = ""
     impression: str = ""
     earlier: str = ""
+    han: str = "zh-Hans"
     software: str = field(default=__version__)
 
 
@@ -67,7 +68,7 @@ def render(content: Content) -> bytes:
     record = content.record
     title = f"Brain MRI report, case {record.id}"
     with _LOCK:
-        page = _Page(title, content, _all_text(content))
+        page = _Page(title, content, _all_text(content), content.han)
         _draw_head(page, content)
         _draw_patient(page, content)
         _draw_pictures(page, content)
@@ -81,7 +82,7 @@ def render(content: Content) -> bytes:
         return page.finish()
 
 
-def render_summary(patient: Patient, entries: Sequence[TimelineEntry]) -> bytes:
+def render_summary(patient: Patient, entries: Sequence[TimelineEntry], han: str = "zh-Hans") -> bytes:
     """Draw a patient's timeline as a table: date, slice, answer, what readers said."""
     from brainmri.patients import SEXES, VERDICTS
 
@@ -96,7 +97,7 @@ def render_summary(patient: Patient, entries: Sequence[TimelineEntry]) -> bytes:
     everything = [patient.title, facts, *said.values()]
     everything += [text for entry in entries for text in (entry.record.name, entry.study.title)]
     with _LOCK:
-        page = _Page("Patient summary", None, "".join(everything))
+        page = _Page("Patient summary", None, "".join(everything), han)
         page.text(_MARGIN, "Patient summary", 17, bold=True, colour=_ACCENT)
         page.down(22)
         page.paragraph(patient.title, size=12, bold=True)
@@ -122,13 +123,13 @@ def render_summary(patient: Patient, entries: Sequence[TimelineEntry]) -> bytes:
 class _Page:
     """A cursor that runs down A4 pages, and what every page carries."""
 
-    def __init__(self, title: str, content: Content | None, everything: str):
+    def __init__(self, title: str, content: Content | None, everything: str, han: str):
         from reportlab.pdfgen.canvas import Canvas
 
         from brainmri.pdf_text import REGULAR, TextSetter
 
         self.title, self.content = title, content
-        self.setter: TextSetter = TextSetter(everything + title + "DRAFT")
+        self.setter: TextSetter = TextSetter(everything + title + "DRAFT", han)
         self.buffer = io.BytesIO()
         self.canvas: Canvas = Canvas(
             self.buffer, pagesize=(_WIDTH, _HEIGHT), pageCompression=1, initialFontName=REGULAR
@@ -164,11 +165,11 @@ class _Page:
 
     def paragraph(self, text: str, *, size: float = 10, bold: bool = False, colour: str = _INK) -> None:
         for part in text.splitlines() or [""]:
-            rtl = self.setter.is_rtl(part)
+            rtl, han = self.setter.is_rtl(part), self.setter.language(part)
             x, align = (_MARGIN + _INNER, "right") if rtl else (_MARGIN, "left")
             for line in self.setter.wrap(part, _INNER, size, bold=bold):
                 self.need(size * 1.4)
-                self.text(x, line, size, bold=bold, colour=colour, align=align, rtl=rtl)
+                self.text(x, line, size, bold=bold, colour=colour, align=align, rtl=rtl, han=han)
                 self.down(size * 1.4)
 
     def finish(self) -> bytes:
@@ -258,7 +259,7 @@ def _draw_patient(page: _Page, content: Content) -> None:
             x = _MARGIN + column * half
             page.text(x, label, 8.5, y=y, colour=_GREY)
             for line in page.setter.wrap(value, half - 62, 10)[:3]:
-                page.text(x + 54, line, 10, y=y)
+                page.text(x + 54, line, 10, y=y, han=page.setter.language(value))
                 y -= 14
         page.y = min(page.y, y)
     page.down(2)

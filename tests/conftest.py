@@ -57,12 +57,29 @@ def slices() -> list[np.ndarray]:
 
 
 @pytest.fixture
-def app_settings(tmp_path, monkeypatch, tiny_models):
+def app_database_url() -> str:
+    """URL for `app_settings`; empty for a new SQLite file. `on_both_databases` is what others override it with."""
+    return ""
+
+
+def on_both_databases():
+    """An `app_database_url` that runs a file's tests on SQLite and on PostgreSQL."""
+
+    @pytest.fixture(params=["sqlite", "postgresql"])
+    def app_database_url(request) -> str:
+        return "" if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
+
+    return app_database_url
+
+
+@pytest.fixture
+def app_settings(tmp_path, monkeypatch, tiny_models, app_database_url):
     """Settings of a fresh installation in a temporary folder with the model `tiny`; pages and command line see them."""
     from brainmri import accounts, config
 
     path = tmp_path / "config.yaml"
-    path.write_text(f"model: {{id: tiny, directory: '{tiny_models}'}}\n", "utf-8")
+    database = f"database: {{url: '{app_database_url}'}}\n" if app_database_url else ""
+    path.write_text(f"model: {{id: tiny, directory: '{tiny_models}'}}\n{database}", "utf-8")
     monkeypatch.setenv("BRAINMRI_CONFIG", str(path))
     monkeypatch.setattr(accounts, "BCRYPT_ROUNDS", 4)
     return config.load_settings()

@@ -10,6 +10,7 @@ from datetime import date
 
 import numpy as np
 import pytest
+from conftest import on_both_databases
 from dicom_maker import stack, zipped
 
 from brainmri import patients, storage
@@ -18,6 +19,8 @@ from brainmri.errors import PermissionDeniedError, StorageError
 from brainmri.inference import load_classifier
 from brainmri.pipeline import analyse
 from brainmri.types import MRISlice
+
+app_database_url = on_both_databases()
 
 
 @pytest.fixture

@@ -16,10 +16,15 @@ import numpy as np
 import pytest
 from conftest import need_real_part
 from dicom_maker import dicom, picture, stack, zipped
+from PIL import Image
+from typer.testing import CliRunner
 
+from brainmri.cli import app
 from brainmri.config import load_settings
-from brainmri.dicom import answer_series, read_files, read_folder, read_series
-from brainmri.errors import InvalidDicomError
+from brainmri.dicom import answer_series, measure, read_files, read_folder, read_series
+from brainmri.dicom.series import MIN_RUN
+from brainmri.errors import DataError, InvalidDicomError
+from brainmri.inference import load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -225,11 +230,80 @@ def test_the_answer_names_the_strongest_run():
     assert "slices 3-5 of 9" in answer.text
     assert "meningioma" in answer.text
     assert answer.counts["undecided"] == 1
-    assert "its neighbours do not agree" in answer_series([n, g, n, n]).text
+    alone = answer_series([n, g, n, n, g, g], min_run=3)
+    assert alone.label is None
+    assert "glioma in slices 5-6 of 6 only; the series answer needs 3 slices in a row" in alone.text
+    assert alone.runs[0].first == 4
+    assert answer_series([n, g, n, n], min_run=1).label == "glioma"
+    assert answer_series([g], min_run=3).label == "glioma"
+    assert answer_series([g, u], min_run=3).label is None
     assert answer_series([n, n, u]).label == "notumor"
     assert answer_series([u, u, n]).label is None
     assert answer_series([said(None, "rejected")]).label is None
     assert answer_series([]).label is None
+
+
+def test_a_run_that_is_long_enough_goes_before_a_surer_one_that_is_not():
+    sure, weak = said("meningioma", p=0.99), said("glioma", p=0.4)
+    answer = answer_series([sure, sure, said("notumor"), weak, weak, weak], min_run=3)
+    assert answer.label == "glioma"
+    assert [r.label for r in answer.runs] == ["glioma", "meningioma"]
+
+
+def stack_of(labels: str, truths: str, patient: str = "a", truth: str = "glioma") -> measure.Stack:
+    """A stack from a letter a slice: g glioma, m meningioma, n none, u undecided."""
+    names = {"g": "glioma", "m": "meningioma", "n": "notumor", "u": None}
+    slices = tuple(
+        measure.SliceTruth(names[a], "class" if names[a] else "undecided", said(names[a]).probabilities, names[t])
+        for a, t in zip(labels, truths, strict=True)
+    )
+    return measure.Stack(patient, "flair", truth, slices)
+
+
+def test_the_rule_is_measured_and_its_number_chosen():
+    whole = [stack_of("nnggg", "nnggg"), stack_of("nugmm", "nnggg", "b"), stack_of("nnnnn", "nnggg", "c")]
+    free = [stack_of("ngn", "nnn", "a", "notumor"), stack_of("nnn", "nnn", "b", "notumor")]
+    said_1, said_2 = (measure.apply_rule(whole + free, k) for k in (1, 2))
+    assert said_1.labels == ("glioma", "meningioma", "notumor", "glioma", "notumor")
+    assert (said_1.right.sum(), said_1.unanswered.sum(), said_1.net) == (2, 0, -1)
+    assert said_2.labels == ("glioma", "meningioma", "notumor", None, "notumor")
+    assert said_2.net == 0
+    assert measure.apply_rule(whole + free, 3).net == 1
+    assert measure.choose_min_run(whole + free) == 3
+    text = measure.figures(whole + free, whole + free, "three", "tiny")
+    assert "| 3 (chosen) | 2 | 2 | 1 | 1 |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| 3 with glioma"))
+    assert row.endswith(f"| {3 - 1 - 1 - (MIN_RUN < 3)} | {int(MIN_RUN < 3)} | 1 |")
+    assert "shows it in 1 of 1" in text
+
+
+def test_measuring_by_command(app_settings, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    lines = ["path,label,split,patient,sequence,slice"]
+    for split, patient in (("val", "a"), ("test", "b"), ("test", "c")):
+        for i in range(5):
+            name = f"{patient}{i}.png"
+            Image.fromarray(picture(i, (96, 96)).clip(0, 255).astype(np.uint8)).save(images / name)
+            lines.append(f"{name},{'glioma' if i > 2 else 'notumor'},{split},{patient},flair,{9 - i}")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("\n".join(lines), "utf-8")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{measure.BEGIN}\nold\n{measure.END}\nafter\n", "utf-8")
+    options = ["dicom", "measure", "--manifest", str(manifest), "--images", str(images), "-o", str(page)]
+    done = CliRunner().invoke(app, options)
+    text = page.read_text("utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "2 stacks of 1 patients to choose on, 4 stacks of 2 patients to report on" in text
+    assert done.exit_code == int("set series.MIN_RUN" in done.stderr)
+    classifier = load_classifier("tiny", app_settings.model.directory)
+    whole, free = measure.read_stacks(classifier, manifest, images, "val")
+    assert [s.truth for s in whole.slices] == ["glioma"] * 2 + ["notumor"] * 3
+    assert (whole.truth, free.truth, len(free.slices)) == ("glioma", "notumor", 3)
+    page.write_text("no marks", "utf-8")
+    assert isinstance(CliRunner().invoke(app, options).exception, DataError)
 
 
 def test_windows_of_a_series_are_the_files_and_one_of_its_own(settings):

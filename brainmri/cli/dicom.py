@@ -1,9 +1,10 @@
-"""``brainmri dicom``: look into a series, regenerate the table of formats, fuzz the reader."""
+"""``brainmri dicom``: look into a series, regenerate the table of formats, fuzz the reader, measure the series rule."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ def register(app: typer.Typer) -> None:
     group.command("show")(show)
     group.command("table")(table)
     group.command("fuzz")(fuzz)
+    group.command("measure")(measure)
     app.add_typer(group, name="dicom")
 
 
@@ -80,3 +82,51 @@ def fuzz(
         typer.echo(failure)
     if result.failures or result.left_behind or result.slowest_seconds > 5:
         raise typer.Exit(1)
+
+
+def measure(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Markdown file that holds the marks.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV with path, label, split, patient, sequence, slice; default: lgg's.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="What its paths are relative to; default: lgg beside the data.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model id; default: the one in config.yaml.")] = None,
+) -> None:
+    """Measure the series rule on stacks of known truth: choose its number on val, report on test.
+
+    Exit code 1 where validation asks for another number than the one in force (`series.MIN_RUN`).
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from brainmri.config import load_settings
+    from brainmri.data import SPLITS_DIRECTORY
+    from brainmri.dicom.measure import choose_min_run, figures, read_stacks, write_figures
+    from brainmri.dicom.series import MIN_RUN
+    from brainmri.inference import load_classifier
+
+    settings = load_settings()
+    chosen = settings.model
+    classifier = load_classifier(model or chosen.id, chosen.directory, chosen.engine)
+    manifest = manifest or SPLITS_DIRECTORY / "lgg.csv"
+    images = images or settings.data.root.parent / "lgg"
+    stacks = {}
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        for split in ("val", "test"):
+            task = bars.add_task(f"Answering {split}", total=None)
+            show = partial(_show, bars, task)
+            stacks[split] = read_stacks(classifier, manifest, images, split, show)
+    text = figures(stacks["val"], stacks["test"], manifest.stem, classifier.card.id)
+    if output is None:
+        typer.echo(text)
+    else:
+        write_figures(output, text)
+    if (best := choose_min_run(stacks["val"])) != MIN_RUN:
+        typer.echo(f"validation asks for {best} slices in a row, the rule has {MIN_RUN}: set series.MIN_RUN", err=True)
+        raise typer.Exit(1)
+
+
+def _show(bars: Any, task: Any, done: int, total: int) -> None:
+    bars.update(task, completed=done, total=total)

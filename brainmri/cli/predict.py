@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from brainmri.archive import Summary
     from brainmri.config import Settings
+    from brainmri.dicom import Reading, Series
     from brainmri.inference import Classifier
     from brainmri.types import Analysis, MRISlice
 
@@ -41,6 +44,9 @@ def predict(
 ) -> None:
     """Classify brain-MRI slices. A file that cannot be read is reported, the others still come; exit code 1.
 
+    A zip and the DICOM files of a folder are read as series: ordered, answered as a whole too, localisers and the like
+    set aside.
+
     With --output, a resumable job over every core or a Ray cluster; bad files go to a side table, exit code 0.
     """
     if output:
@@ -56,7 +62,7 @@ def predict(
 
     settings = load_settings()
     chosen = settings.model
-    files = list(find_files(Path(p) for p in paths))
+    files = list(find_inputs((Path(p) for p in paths), settings))
     console = Console(stderr=True)
     with console.status("Loading the model"):
         classifier = load_classifier(model or chosen.id, chosen.directory, chosen.engine)
@@ -87,52 +93,139 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+@dataclass(frozen=True)
+class DicomFolder:
+    """A folder's DICOM files, read together so that series come out in order."""
+
+    path: Path
+    files: tuple[Path, ...]
+
+
+def find_inputs(paths: Iterable[Path], settings: Settings) -> Iterator[Path | DicomFolder]:
+    """Files as `find_files` gives them, but the DICOM files of each folder as one, where the first of them stood.
+
+    Where a folder holds more than one upload may (``dicom.max_slices``, ``dicom.max_archive_mb``), each of its
+    subfolders is one.
+    """
+    limit = settings.dicom.max_archive_mb * 1e6
+    for path in paths:
+        files = list(find_files([path]))
+        sizes = {f: f.stat().st_size for f in files if path.is_dir() and _holds_dicom(f)}
+        together = [f for f, size in sizes.items() if size <= limit]
+        # Half: a slice is held as values and as the picture of them.
+        if len(together) <= settings.dicom.max_slices and sum(sizes[f] for f in together) <= limit / 2:
+            folders = dict.fromkeys(together, path)
+        else:
+            folders = {file: file.parent for file in together}
+        given = set()
+        for file in files:
+            folder = folders.get(file)
+            if folder is None:
+                yield file
+            elif folder not in given:
+                given.add(folder)
+                yield DicomFolder(folder, tuple(f for f in together if folders[f] == folder))
+
+
+def _holds_dicom(file: Path) -> bool:
+    from brainmri.dicom import is_dicom
+
+    try:
+        with open(file, "rb") as stream:
+            return is_dicom(stream.read(132))
+    except OSError:  # said when it is its turn
+        return False
+
+
+@dataclass
+class _Input:
+    """What one file or folder held: slices to answer in their order, and rows that need no answer."""
+
+    path: Path
+    slices: list[MRISlice] = field(default_factory=list)
+    sources: list[tuple[Path, Series | None, int]] = field(default_factory=list)  # of each slice: file, series, number
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
 def predict_files(
-    classifier: Classifier, files: Iterable[Path], settings: Settings, *, insist: bool = False
+    classifier: Classifier, inputs: Iterable[Path | DicomFolder], settings: Settings, *, insist: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Classify files a batch at a time.
+    """Classify files and series a batch at a time.
 
     Yields
     ------
     dict
-        In the order of ``files``: ``path``, ``label`` (None unless the decision is ``class``), ``probabilities``,
-        ``model_id``, ``elapsed_ms``, ``decision``, ``prediction_set``, ``ood_score``, and ``slice`` (from 1) for each
-        slice of a file that holds several, ``sop_instance_uid`` (as de-identified) and ``frame`` for DICOM; or ``path``
-        and ``error``.
+        In the order of ``inputs``, one a slice: ``path``, ``label`` (None unless the decision is ``class``),
+        ``probabilities``, ``model_id``, ``elapsed_ms``, ``decision``, ``prediction_set``, ``ood_score``;
+        ``sop_instance_uid`` (as de-identified) and ``frame`` for DICOM; ``series`` (UID) and ``slice`` (from 1, in
+        anatomical order) in a series of several. After a series' slices ``path``, ``series`` and ``series_answer``;
+        ``path`` and ``set_aside`` (the reason) for what is in no series; ``path`` and ``error`` for what cannot be
+        read. ``file`` is the name inside a zip.
     """
-    from brainmri.errors import BrainMRIError
+    import numpy as np
+
     from brainmri.pipeline import analyse
 
-    waiting: list[tuple[Path, list[MRISlice] | str]] = []
-    n_slices = 0
+    waiting: list[_Input] = []
+    nothing = np.empty(0, np.float32)
 
     def flush() -> Iterator[dict[str, Any]]:
-        slices = [s for _, item in waiting if not isinstance(item, str) for s in item]
+        slices = [s for item in waiting for s in item.slices]
         answers = (a for i in range(0, len(slices), _BATCH) for a in analyse(classifier, slices[i : i + _BATCH]))
-        for path, item in waiting:
-            if isinstance(item, str):
-                yield {"path": str(path), "error": item}
-                continue
-            for number, _ in enumerate(item, start=1):
-                row = _row(path, next(answers))
-                yield {**row, "slice": number} if len(item) > 1 else row
+        for item in waiting:
+            for _, members in groupby(item.sources, key=lambda source: id(source[1])):
+                of_series = []
+                for path, series, number in members:
+                    analysis = next(answers)
+                    yield _row(path, analysis, series, number)
+                    of_series.append(replace(analysis, feature_maps=nothing, network_input=nothing))
+                if series is not None and len(of_series) > 1:
+                    yield _series_row(item.path, series, of_series)
+            yield from item.rows
         waiting.clear()
 
-    for file in files:
-        try:
-            waiting.append((file, _read(file, settings, insist)))
-            n_slices += len(waiting[-1][1])
-        except BrainMRIError as error:
-            waiting.append((file, str(error)))
-        except OSError as error:
-            waiting.append((file, f"{file.name}: cannot be read ({error.strerror})"))
-        if n_slices >= _BATCH:
+    for given in inputs:
+        waiting.append(_read(given, settings, insist))
+        if sum(len(item.slices) for item in waiting) >= _BATCH:
             yield from flush()
-            n_slices = 0
     yield from flush()
 
 
-def _read(file: Path, settings: Settings, insist: bool) -> list[MRISlice]:
+def _read(given: Path | DicomFolder, settings: Settings, insist: bool) -> _Input:
+    from brainmri.errors import BrainMRIError
+
+    path = given.path if isinstance(given, DicomFolder) else given
+    item = _Input(path)
+    try:
+        if isinstance(given, DicomFolder):
+            _read_folder(given, item, settings, insist)
+        else:
+            _read_file(given, item, settings, insist)
+    except BrainMRIError as error:
+        item.rows.append({"path": str(path), "error": str(error)})
+    except OSError as error:
+        item.rows.append({"path": str(path), "error": f"{path.name}: cannot be read ({error.strerror})"})
+    return item
+
+
+def _read_folder(folder: DicomFolder, item: _Input, settings: Settings, insist: bool) -> None:
+    from brainmri.dicom import read_files
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for file in folder.files:
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                item.rows.append({"path": str(file), "error": f"{file.name}: cannot be read ({error.strerror})"})
+                continue
+            yield file.relative_to(folder.path).as_posix(), content
+
+    reading = read_files(contents(), folder.path.name, settings, insist=insist)
+    _take(reading, item, lambda name: {"path": str(folder.path / name)})
+
+
+def _read_file(file: Path, item: _Input, settings: Settings, insist: bool) -> None:
+    from brainmri.dicom import is_dicom, is_zip, read_series
     from brainmri.errors import InvalidImageError
     from brainmri.pipeline import read_slices
 
@@ -142,10 +235,56 @@ def _read(file: Path, settings: Settings, insist: bool) -> list[MRISlice]:
     size_mb = file.stat().st_size / 1e6
     if size_mb > limit_mb:
         raise InvalidImageError(f"{file.name}: {size_mb:.0f} MB, the limit is {limit_mb:.0f} MB")
-    return read_slices(file.read_bytes(), file.name, settings, insist=insist)
+    content = file.read_bytes()
+    if is_zip(content):
+        reading = read_series(content, file.name, settings, insist=insist)
+        _take(reading, item, lambda name: {"path": str(file), "file": name}, path=file)
+    elif is_dicom(content):
+        reading = read_series(content, file.name, settings, insist=insist)
+        _take(reading, item, lambda name: {"path": str(file)}, path=file)
+    else:
+        item.slices += read_slices(content, file.name, settings, insist=insist)
+        item.sources += [(file, None, 0)] * len(item.slices)
 
 
-def _row(path: Path, analysis: Analysis) -> dict[str, Any]:
+def _take(reading: Reading, item: _Input, where: Callable[[str], dict[str, Any]], path: Path | None = None) -> None:
+    for series in reading.series:
+        for number, frame in enumerate(series.frames, start=1):
+            item.slices.append(frame.slice)
+            item.sources.append((path or item.path / frame.file_name, series, number))
+    for aside in reading.set_aside:
+        item.rows.append({**where(aside.name), "error" if aside.failed else "set_aside": aside.reason})
+
+
+def _series_row(path: Path, series: Series, analyses: list[Analysis]) -> dict[str, Any]:
+    from brainmri.dicom import answer_series
+
+    answer = answer_series(analyses)
+    return {
+        "path": str(path),
+        "series": series.uid,
+        "series_answer": {
+            "label": answer.label,
+            "text": answer.text,
+            "title": series.label,
+            "plane": series.plane,
+            "slices": len(series.frames),
+            "runs": [
+                {
+                    "label": run.label,
+                    "first": run.first + 1,
+                    "last": run.last + 1,
+                    "peak": run.peak + 1,
+                    "probability": round(run.probability, 6),
+                }
+                for run in answer.runs
+            ],
+            "counts": answer.counts,
+        },
+    }
+
+
+def _row(path: Path, analysis: Analysis, series: Series | None, number: int) -> dict[str, Any]:
     identity = {"sop_instance_uid": analysis.slice.sop_instance_uid, "frame": analysis.slice.frame}
     return {
         "path": str(path),
@@ -157,13 +296,21 @@ def _row(path: Path, analysis: Analysis) -> dict[str, Any]:
         "decision": analysis.decision,
         "prediction_set": list(analysis.prediction_set),
         "ood_score": round(analysis.ood_score, 6),
+        **({"series": series.uid, "slice": number} if series is not None and len(series.frames) > 1 else {}),
     }
 
 
 def _line(row: dict[str, Any]) -> str:
     path = f"{row['path']}#{row['slice']}" if "slice" in row else row["path"]
+    if "file" in row:
+        path = f"{path}:{row['file']}"
     if "error" in row:
         return f"{path}: error: {row['error']}"
+    if "set_aside" in row:
+        return f"{path}: set aside: {row['set_aside']}"
+    if "series_answer" in row:
+        answer = row["series_answer"]
+        return f"{path}: series {answer['title']}, {answer['slices']} slices: {answer['text']}"
     if row["decision"] == "rejected":
         return f"{path}: rejected, not recognised as a brain MRI slice (distance {row['ood_score']:.3g})"
     shown = " ".join(f"{name} {p:.1%}" for name, p in row["probabilities"].items())

@@ -125,7 +125,7 @@ def read_files(files: Iterable[tuple[str, bytes]], name: str, settings: Settings
         try:
             new = _read_one(content, file_name, settings, insist)
         except InvalidDicomError as error:
-            aside.append(SetAside(file_name, str(error).removeprefix(f"{file_name}: ")))
+            aside.append(SetAside(file_name, str(error).removeprefix(f"{file_name}: "), failed=True))
             continue
         frames += new
         budget -= sum(f.values.nbytes + f.slice.pixels.nbytes for f in new) + len(content)

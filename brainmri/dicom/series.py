@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 
 from brainmri.dicom.windows import Window
-from brainmri.types import CLASS_TITLES, NO_TUMOR, Analysis, MRISlice
+from brainmri.types import CLASS_TITLES, NO_TUMOR, MRISlice
 
 _KNOWN_WORDS = re.compile(
     r"(?<![a-z0-9])(t1w?|t2w?\*?|flair|pd|swi|swan|dwi|adc|dti|mprage|spgr|fspgr|bravo|vibe|tse|fse|gre|stir|post|pre|"
@@ -103,10 +104,11 @@ class Series:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A file that is not part of any series, and why."""
+    """A file that is not part of any series, and why; ``failed`` where it cannot be read or is refused."""
 
     name: str
     reason: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,29 @@ class Run:
         return self.last - self.first + 1
 
 
+MIN_RUN = 3
+"""Neighbouring slices that must agree on a tumour before a series answer names it.
+
+Chosen on validation stacks by ``brainmri dicom measure``, which says so when other weights ask for another number.
+"""
+
+
+class SliceAnswer(Protocol):
+    """What of an answer to one slice counts for its series; `Analysis` and `storage.Record` have it."""
+
+    @property
+    def label(self) -> str | None:
+        """Decided class."""
+
+    @property
+    def decision(self) -> str:
+        """``"class"``, ``"undecided"`` or ``"rejected"``."""
+
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """Calibrated probability of each class."""
+
+
 @dataclass(frozen=True)
 class SeriesAnswer:
     """What the slices say together.
@@ -254,10 +279,10 @@ class SeriesAnswer:
     Attributes
     ----------
     label : str or None
-        Class of the strongest run; ``notumor`` where no slice is decided as tumour and most are decided as none;
-        else None.
+        Class of the strongest run that is long enough; ``notumor`` where no slice is decided as tumour and most are
+        decided as none; else None.
     runs : tuple of Run
-        Strongest (largest summed probability) first: the slices that drive the answer.
+        Those that are long enough first, then by summed probability: the slices that drive the answer.
     counts : dict
         Slices per class name, and under ``"undecided"`` and ``"rejected"``.
     text : str
@@ -270,41 +295,50 @@ class SeriesAnswer:
     text: str
 
 
-def answer_series(analyses: Sequence[Analysis]) -> SeriesAnswer:
+def answer_series(answers: Sequence[SliceAnswer], *, min_run: int = MIN_RUN) -> SeriesAnswer:
     """Put the answers to a stack's slices together, in stack order.
 
     A rule, not a probability: neighbouring slices are not independent, and the network was calibrated on single
     slices. Undecided and rejected slices break a run.
+
+    Parameters
+    ----------
+    min_run : int
+        Length a run needs; all of a shorter stack.
     """
     counts = dict.fromkeys((*CLASS_TITLES, "undecided", "rejected"), 0)
-    for a in analyses:
+    for a in answers:
         counts[a.label or a.decision] += 1
-    runs, start = [], 0
-    for label, group in groupby(analyses, key=lambda a: a.label):
+    n = len(answers)
+    needed = max(1, min(min_run, n))
+    found: list[tuple[bool, float, Run]] = []
+    start = 0
+    for label, group in groupby(answers, key=lambda a: a.label):
         members = list(group)
         if label is not None and label != NO_TUMOR:
             scores = [a.probabilities[label] for a in members]
             peak = int(np.argmax(scores))
-            runs.append((sum(scores), Run(label, start, start + len(members) - 1, start + peak, scores[peak])))
+            run = Run(label, start, start + len(members) - 1, start + peak, scores[peak])
+            found.append((run.length >= needed, sum(scores), run))
         start += len(members)
-    ordered = tuple(run for _, run in sorted(runs, key=lambda pair: -pair[0]))
-    n = len(analyses)
+    ordered = tuple(run for *_, run in sorted(found, key=lambda entry: entry[:2], reverse=True))
+    label = None
     if ordered:
         run = ordered[0]
-        label = run.label
+        title = CLASS_TITLES[run.label]
         where = f"slice {run.first + 1}" if run.length == 1 else f"slices {run.first + 1}-{run.last + 1}"
-        text = (
-            f"{CLASS_TITLES[label]} in {where} of {n}, strongest at slice {run.peak + 1} "
-            f"({run.probability:.0%} for that slice alone)."
-        )
-        if run.length == 1 and n > 2:
-            text += " One slice alone: its neighbours do not agree."
-        others = sorted({r.label for r in ordered} - {label})
+        strength = f"strongest at slice {run.peak + 1} ({run.probability:.0%} for that slice alone)."
+        if run.length >= needed:
+            label, text = run.label, f"{title} in {where} of {n}, {strength}"
+        else:
+            text = (
+                f"No answer: {title.lower()} in {where} of {n} only; the series answer needs {needed} slices in a row."
+            )
+        others = sorted({CLASS_TITLES[r.label].lower() for r in ordered} - {title.lower()})
         if others:
-            text += " Other slices say " + " and ".join(CLASS_TITLES[o].lower() for o in others) + "."
+            text += " Other slices say " + " and ".join(others) + "."
     elif counts[NO_TUMOR] * 2 > n:
         label, text = NO_TUMOR, f"No tumour found in {counts[NO_TUMOR]} of {n} slices; no slice is decided as tumour."
     else:
-        label = None
         text = f"No answer: {counts['undecided']} of {n} slices are undecided and {counts['rejected']} rejected."
     return SeriesAnswer(label, ordered, counts, text)
