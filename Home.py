@@ -22,6 +22,8 @@ PAGES = {
     ],
     "Explore": [
         ("explore/heatmaps.py", "Heatmaps", ":material/blur_on:", "heatmaps", EVERYONE),
+        ("explore/evaluation.py", "Evaluation", ":material/fact_check:", "evaluation", EVERYONE),
+        ("explore/audit.py", "Dataset audit", ":material/content_copy:", "audit", EVERYONE),
     ],
     "Clinical": [
         ("clinical/series.py", "Series viewer", ":material/view_in_ar:", "series", EVERYONE),

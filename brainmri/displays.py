@@ -20,6 +20,7 @@ PALETTE = {
     "notumor": "#009E73",
     "pituitary": "#CC79A7",
     "tumour against none": "#7F7F7F",
+    "macro": "#E69F00",
 }
 """Okabe & Ito's colours: told apart by colour-blind readers, on light and on dark."""
 
@@ -47,7 +48,9 @@ def confusion_frame(metrics: dict[str, Any]) -> pd.DataFrame:
 def curve_frame(metrics: dict[str, Any]) -> pd.DataFrame:
     """Operating points of every class against the rest and of tumour against none, with the legend's text.
 
-    ``curve``, ``legend``, ``threshold``, ``sensitivity`` (= recall), ``one_minus_specificity``, ``precision``.
+    ``curve``, ``legend``, ``threshold``, ``sensitivity`` (= recall), ``one_minus_specificity``, ``precision`` and
+    ``step`` (along the curve). ``macro`` is the mean sensitivity of the classes at equal specificity: it has neither
+    threshold nor precision.
     """
     parts = []
     curves = dict(metrics["curves"])
@@ -65,8 +68,17 @@ def curve_frame(metrics: dict[str, Any]) -> pd.DataFrame:
                 one_minus_specificity=1 - frame["specificity"],
             )
         )
+    macro = metrics["roc_auc"]["macro"]
+    if macro is not None:
+        even = np.linspace(0, 1, 201)
+        classes = [p for p in parts if p["curve"].iloc[0] != "tumour against none"]
+        mean = np.mean([np.interp(even, p["one_minus_specificity"], p["sensitivity"]) for p in classes], axis=0)
+        values = {"sensitivity": mean, "specificity": 1 - even, "one_minus_specificity": even}
+        parts.append(pd.DataFrame(values).assign(curve="macro", legend=f"Mean of the classes (AUC {macro:.3f})"))
     columns = ["threshold", "sensitivity", "specificity", "precision", "curve", "legend", "one_minus_specificity"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    if not parts:
+        return pd.DataFrame(columns=[*columns, "step"])
+    return pd.concat([part.assign(step=range(len(part))) for part in parts], ignore_index=True)
 
 
 def reliability_frame(metrics: dict[str, Any]) -> pd.DataFrame:
@@ -155,7 +167,7 @@ def plot_roc(metrics: dict[str, Any], *, title: str = "") -> Figure:
     ax = axes[0, 0]
     ax.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle=":")
     for (name, legend), part in curve_frame(metrics).groupby(["curve", "legend"], sort=False):
-        style = "--" if name == "tumour against none" else "-"
+        style = {"tumour against none": "--", "macro": ":"}.get(name, "-")
         ax.plot(part["one_minus_specificity"], part["sensitivity"], style, color=PALETTE[name], label=legend)
     _unit_axes(ax, "1 - specificity", "sensitivity")
     return figure
@@ -165,7 +177,8 @@ def plot_precision_recall(metrics: dict[str, Any], *, title: str = "") -> Figure
     """Precision against recall, one curve a class against the rest, and tumour against none."""
     figure, axes = _figure(5.6, 5.4, title)
     ax = axes[0, 0]
-    for (name, legend), part in curve_frame(metrics).groupby(["curve", "legend"], sort=False):
+    frame = curve_frame(metrics).query("curve != 'macro'")
+    for (name, legend), part in frame.groupby(["curve", "legend"], sort=False):
         style = "--" if name == "tumour against none" else "-"
         ax.plot(part["sensitivity"], part["precision"], style, color=PALETTE[name], label=legend.split(" (")[0])
     _unit_axes(ax, "recall", "precision")
@@ -283,8 +296,10 @@ def chart_roc(metrics: dict[str, Any]) -> altair.Chart:
             x=alt.X("one_minus_specificity:Q", title="1 - specificity", scale=alt.Scale(domain=[0, 1])),
             y=alt.Y("sensitivity:Q", scale=alt.Scale(domain=[0, 1])),
             color=_class_colour(frame, 1),
-            order="threshold:Q",
-            strokeDash=alt.condition("datum.curve == 'tumour against none'", alt.value([6, 3]), alt.value([1, 0])),
+            order="step:Q",
+            strokeDash=alt.condition(
+                "datum.threshold > -1 && datum.curve != 'tumour against none'", alt.value([1, 0]), alt.value([6, 3])
+            ),
             detail="curve:N",
             tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "specificity"))],
         )
@@ -296,7 +311,7 @@ def chart_precision_recall(metrics: dict[str, Any]) -> altair.Chart:
     """Precision against recall."""
     import altair as alt
 
-    frame = curve_frame(metrics)
+    frame = curve_frame(metrics).query("curve != 'macro'")
     frame["legend"] = frame["legend"].str.replace(r" \(AUC.*", "", regex=True)
     return (
         alt.Chart(frame)
@@ -305,7 +320,7 @@ def chart_precision_recall(metrics: dict[str, Any]) -> altair.Chart:
             x=alt.X("sensitivity:Q", title="recall", scale=alt.Scale(domain=[0, 1])),
             y=alt.Y("precision:Q", scale=alt.Scale(domain=[0, 1])),
             color=_class_colour(frame),
-            order="sensitivity:Q",
+            order="step:Q",
             detail="curve:N",
             tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "precision"))],
         )

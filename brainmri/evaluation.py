@@ -141,6 +141,12 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: float)
     return positive, specificity * (1 - prevalence) / cleared if cleared > 0 else None
 
 
+def operating_point(curve: dict[str, list[float]], threshold: float) -> tuple[float, float]:
+    """Sensitivity and specificity of ``score >= threshold``, read off a saved `operating_curve`."""
+    last = int(np.count_nonzero(np.asarray(curve["threshold"]) >= threshold)) - 1
+    return curve["sensitivity"][max(last, 0)], curve["specificity"][max(last, 0)]
+
+
 def choose_threshold(is_positive: np.ndarray, score: np.ndarray, sensitivity: float = 0.985) -> float:
     """Highest threshold on ``score`` that finds at least this share of the positives (halfway to the next below)."""
     positives = np.sort(score[is_positive])
@@ -595,6 +601,41 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int = 200
             }
         )[changed].reset_index(drop=True),
     }
+
+
+def find_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """The wrong answers by likeliest class, the surest first.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Predictions as `measure` takes them. A tumour of unknown type is wrong where "no tumour" was likeliest.
+
+    Returns
+    -------
+    DataFrame
+        ``path``, ``label``, ``predicted``, ``p_predicted``, ``p_label`` (NaN for an unknown type), and of
+        ``decision``, ``set_95``, ``ood_score``, ``group``, ``plane``, ``source``, ``sequence`` what is there.
+    """
+    labels = table["label"].to_numpy(str)
+    p = table[[f"p_{c}" for c in CLASS_NAMES]].to_numpy(np.float64)
+    names = np.array(CLASS_NAMES)
+    best, typed = p.argmax(axis=1), np.isin(labels, CLASS_NAMES)
+    wrong = np.where(typed, names[best] != labels, (labels != "") & (best == _NONE))
+    rows = np.flatnonzero(wrong)
+    rows = rows[np.argsort(-p[rows].max(axis=1), kind="stable")]
+    where = np.array([CLASS_NAMES.index(v) if v in CLASS_NAMES else -1 for v in labels[rows]], int)
+    found = pd.DataFrame(
+        {
+            "path": table["path"].to_numpy(str)[rows],
+            "label": labels[rows],
+            "predicted": names[best[rows]],
+            "p_predicted": p[rows].max(axis=1),
+            "p_label": np.where(where >= 0, p[rows, where], np.nan),
+        }
+    )
+    more = [c for c in ("decision", "set_95", "ood_score", "group", "plane", "source", "sequence") if c in table]
+    return found.assign(**{c: table[c].to_numpy()[rows] for c in more})
 
 
 def trade_off(known: np.ndarray, strange: dict[str, np.ndarray]) -> pd.DataFrame:

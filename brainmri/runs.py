@@ -403,6 +403,54 @@ def list_runs(root: Path | str) -> list[Run]:
     return sorted(runs, key=lambda run: (run.metrics.get("created", ""), run.id), reverse=True)
 
 
+SPLIT_TITLES = {"clean_split": "clean", "official_split": "official"}
+
+
+def data_title(run: Run) -> str:
+    """Data and split in words: ``brain_tumor_mri, clean test``."""
+    data = run.metrics["data"]
+    words = (SPLIT_TITLES.get(data.get("split_column") or "", ""), data["split"] if data["split"] != "all" else "")
+    return ", ".join(filter(None, (data["name"], " ".join(filter(None, words)))))
+
+
+def side_by_side(found: Sequence[Run]) -> pd.DataFrame:
+    """Runs and, below each, its sources, in one table: what stands in the way of choosing the nicest figure.
+
+    Parameters
+    ----------
+    found : sequence of Run
+        The clean split comes first, then the official one, then the others in their order.
+
+    Returns
+    -------
+    DataFrame
+        ``data``, ``n``, ``n_groups``, ``accuracy`` ... None where undefined; each ``<measure>_interval`` beside it.
+    """
+    rank = {"clean_split": 0, "official_split": 1}
+    rows: list[dict[str, Any]] = []
+    for run in sorted(found, key=lambda r: rank.get(r.metrics["data"].get("split_column") or "", 2)):
+        m, binary = run.metrics, run.metrics["tumour_vs_none"]
+        gate, calibration = m.get("gate") or {}, m.get("calibration") or {}
+        sets = (m.get("conformal") or {}).get("0.95", {})
+        row: dict[str, Any] = {"run": run.id, "data": data_title(run), "n": m["n"], "n_groups": m["n_groups"]}
+        for name, value in (("accuracy", m["accuracy"]), ("balanced_accuracy", m["balanced_accuracy"]),
+                            ("macro_f1", m["macro_f1"]), ("roc_auc_macro", m["roc_auc"]["macro"])):  # fmt: skip
+            row |= {name: value, f"{name}_interval": m["intervals"].get(name)}
+        row |= {"tumour_roc_auc": binary["roc_auc"], "tumour_roc_auc_interval": binary["intervals"].get("roc_auc")}
+        for kind in ("sensitivity", "specificity"):
+            row[kind], row[f"{kind}_interval"] = binary["called"][kind], binary["intervals"].get(f"called_{kind}")
+        row |= {"baseline": (m.get("baseline") or {}).get("accuracy"), "ece": calibration.get("ece"),
+                "coverage_95": sets.get("coverage"), "coverage_95_interval": sets.get("coverage_interval"),
+                "rejected_share": gate.get("rejected_share"),
+                "accuracy_decided": gate.get("accuracy_decided")}  # fmt: skip
+        rows.append(row)
+        for part in m.get("subgroups", []):
+            if part["column"] in ("source", "seen_in_training"):
+                what = part["value"] if part["column"] == "source" else f"{part['title']}: {part['value']}"
+                rows.append({"run": run.id, "data": f"↳ {what}", **{k: part.get(k) for k in row if k in part}})
+    return pd.DataFrame(rows)
+
+
 def export(run: Run, output: Path | str | None = None) -> list[Path]:
     """Write ``predictions.csv`` and the figures as PNG beside a run (or into ``output``)."""
     from brainmri import displays

@@ -1,0 +1,846 @@
+"""What the Evaluation page shows: saved runs. It computes nothing that a run holds."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from brainmri import displays
+from brainmri.errors import BrainMRIError, DataError
+from brainmri.evaluation import compare, find_errors, operating_point, predictive_values
+from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
+from brainmri.types import CLASS_TITLES
+from brainmri.ui import state
+from brainmri.ui.theme import class_title, plain
+
+if TYPE_CHECKING:
+    import altair
+
+ERRORS_A_PAGE = 12
+_TABS = ("Classes", "Tumour or none", "Probabilities", "Gate", "Errors", "Subgroups", "Shortcuts", "Compare", "Export")
+_MEASURES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "roc_auc_macro": "Macro AUC",
+    "tumour_roc_auc": "AUC, tumour or none",
+    "sensitivity": "Tumours found",
+    "specificity": "None called none",
+    "baseline": "Nearest neighbour",
+    "ece": "ECE",
+    "coverage_95": "95 % sets cover",
+    "rejected_share": "Rejected",
+    "accuracy_decided": "Accuracy, decided",
+}
+
+
+def show() -> None:
+    """The whole page."""
+    folder = state.settings().evaluation.directory
+    found = _list_runs(str(folder), _stamp(folder))
+    if not found:
+        st.info(
+            "There is no saved evaluation yet. Make the release suite's, or one of your own images:",
+            icon=":material/fact_check:",
+        )
+        st.code(
+            "brainmri evaluate --suite data\n"
+            "brainmri evaluate --manifest images.csv --split test --output evaluations/mine",
+            language="bash",
+        )
+        return
+    run, same_model = _choose(found)
+    _side_by_side(run, same_model)
+    st.divider()
+    _headline(run)
+    tabs = st.tabs(list(_TABS), key="evaluation.tab", on_change="rerun")
+    sections = (_classes, _tumour, _probabilities, _gate, _errors, _subgroups, _shortcuts, _compare, _export)
+    for tab, section in zip(tabs, sections, strict=True):
+        if tab.open:  # only what is looked at is drawn
+            with tab:
+                try:
+                    section(run, found)
+                except DataError as error:
+                    st.error(plain(str(error)), icon=":material/error:")
+
+
+# --- choosing -------------------------------------------------------------------------------------------------------
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((p.parent.name, p.stat().st_mtime_ns) for p in folder.glob("*/metrics.json")))
+
+
+@st.cache_resource(show_spinner=False, max_entries=2)
+def _list_runs(folder: str, stamp: tuple[tuple[str, int], ...]) -> list[Run]:
+    return list_runs(folder)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _predictions(directory: str, created: str) -> pd.DataFrame:
+    return open_run(directory).predictions()
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _wrong(directory: str, created: str) -> pd.DataFrame:
+    return find_errors(_predictions(directory, created))
+
+
+def _key(run: Run) -> tuple[str, str]:
+    return str(run.directory), run.metrics.get("created", "")
+
+
+def _choose(found: list[Run]) -> tuple[Run, list[Run]]:
+    """The run to read, and all runs of its model's weights."""
+    models = list(dict.fromkeys(run.metrics["model"]["id"] for run in found))
+    left, right = st.columns([1, 2])
+    default = state.settings().model.id
+    model = left.selectbox(
+        "Model", models, index=models.index(default) if default in models else 0, key="evaluation.model"
+    )
+    own = [run for run in found if run.metrics["model"]["id"] == model]
+    order = list(dict.fromkeys(side_by_side(own)["run"]))
+    own.sort(key=lambda run: order.index(run.id))
+    by_id = {run.id: run for run in own}  # ids, not runs: a list read anew holds other objects
+    chosen = right.selectbox(
+        "Run",
+        list(by_id),
+        key=f"evaluation.run.{model}",
+        format_func=lambda i: f"{data_title(by_id[i])} · n = {by_id[i].metrics['n']:,}",
+    )
+    return by_id[chosen], own
+
+
+def _side_by_side(run: Run, own: list[Run]) -> None:
+    st.subheader("All runs of this model, side by side", anchor=False)
+    table = side_by_side(own)
+    shown = pd.DataFrame({"Data and split": table["data"], "n": [f"{n:,.0f}" for n in table["n"]]})
+    for name, title in _MEASURES.items():
+        if name in table and table[name].notna().any():
+            spans = table.get(f"{name}_interval", pd.Series([None] * len(table)))
+            shown[title] = [_with_interval(v, s) for v, s in zip(table[name], spans, strict=True)]
+    st.dataframe(
+        shown,
+        hide_index=True,
+        column_config={"Data and split": st.column_config.TextColumn(pinned=True)},
+        height=36 * (len(shown) + 1),
+    )
+    st.caption(
+        "95 % intervals by bootstrap over groups (copies of a slice, slices of a patient), not images. The clean split "
+        "leads: three in four official test images show a slice that the training folder holds too, so the official "
+        "figure measures memory. Nearest neighbour is what the label of the most similar training thumbnail reaches; a "
+        "model that is not far above it has learned nothing that can be shown here. A dash: undefined there."
+    )
+    weights = {r.metrics["model"]["weights_sha256"] for r in own}
+    if len(weights) > 1:
+        st.warning("These runs are not all of the same weights: evaluate again.", icon=":material/warning:")
+
+
+def _with_interval(value: Any, interval: Any) -> str:
+    if value is None or pd.isna(value):
+        return "–"
+    span = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if isinstance(interval, list | tuple | np.ndarray) else ""
+    return f"{value:.3f}{span}"
+
+
+# --- headline and undefined -------------------------------------------------------------------------------------------
+
+
+def _headline(run: Run) -> None:
+    m = run.metrics
+    st.subheader(run.title, anchor=False)
+    intervals, binary = m["intervals"], m["tumour_vs_none"]
+    with st.container(horizontal=True, gap="small"):
+        _metric("Accuracy", m["accuracy"], intervals.get("accuracy"), m["undefined"].get("accuracy"))
+        _metric(
+            "Macro AUC",
+            m["roc_auc"]["macro"],
+            intervals.get("roc_auc_macro"),
+            m["undefined"].get("roc_auc_macro") or m["undefined"].get("roc_auc"),
+        )
+        _metric(
+            "AUC, tumour or none",
+            binary["roc_auc"],
+            binary["intervals"].get("roc_auc"),
+            m["undefined"].get("tumour_vs_none_roc_auc"),
+        )
+        gate = m.get("gate") or {}
+        _metric(
+            "Accuracy of what was decided",
+            gate.get("accuracy_decided"),
+            gate.get("accuracy_decided_interval"),
+            m["undefined"].get("accuracy_decided") or m["undefined"].get("accuracy") or m["undefined"].get("gate"),
+        )
+        _metric("Decided", gate.get("decided_share"), gate.get("decided_interval"), m["undefined"].get("gate"))
+    if m["undefined"]:
+        with st.expander(f"{len(m['undefined'])} figures are undefined here", icon=":material/block:"):
+            for name, reason in m["undefined"].items():
+                st.markdown(f"- **{plain(name.replace('_', ' '))}**: undefined because {plain(reason)}")
+
+
+def _metric(title: str, value: float | None, interval: Any = None, reason: str | None = None) -> None:
+    """A figure with its interval, or that it is undefined and why."""
+    if value is None:
+        st.metric(title, "undefined", border=True, width="content", help=f"Undefined because {reason or 'of no data'}.")
+        return
+    span = f"95 %: {interval[0]:.3f} – {interval[1]:.3f}" if interval else None
+    st.metric(title, f"{value:.3f}", delta=span, delta_color="off", delta_arrow="off", border=True, width="content")
+
+
+def _undefined(run: Run, *names: str) -> None:
+    reasons = [run.metrics["undefined"][n] for n in names if n in run.metrics["undefined"]]
+    because = f": undefined because {plain(reasons[0])}" if reasons else ""
+    st.info(f"Nothing to draw here{because}.", icon=":material/block:")
+
+
+def _chart(chart: altair.Chart) -> None:
+    st.altair_chart(chart, width="stretch")
+
+
+# --- tabs -----------------------------------------------------------------------------------------------------------
+
+
+def _classes(run: Run, found: list[Run]) -> None:
+    m = run.metrics
+    if not m["n_typed"]:
+        _undefined(run, "accuracy")
+        return
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**Confusion matrix**")
+        how = st.segmented_control(
+            "Cells show",
+            ["Counts", "Share of the true class"],
+            default="Counts",
+            key="evaluation.cells",
+            label_visibility="collapsed",
+        )
+        _chart(displays.chart_confusion_matrix(m, normalised=how == "Share of the true class"))
+    with right:
+        st.markdown("**Classification report**")
+        rows = []
+        for name, row in m["per_class"].items():
+            cells: dict[str, Any] = {"Class": CLASS_TITLES[name]}
+            for key in ("precision", "recall", "f1"):
+                cells[key.capitalize()] = _with_interval(row[key], m["intervals"].get(f"{key}_{name}"))
+            auc = m["roc_auc"]["per_class"][name]
+            cells["AUC"] = _with_interval(auc, m["intervals"].get(f"roc_auc_{name}"))
+            rows.append(cells | {"Images": f"{row['support']:,}"})
+        st.dataframe(
+            pd.DataFrame(rows), hide_index=True, column_config={"Class": st.column_config.TextColumn(pinned=True)}
+        )
+        for title, value, name in (
+            ("Balanced accuracy", m["balanced_accuracy"], "balanced_accuracy"),
+            ("Macro F1", m["macro_f1"], "macro_f1"),
+        ):
+            shown = _with_interval(value, m["intervals"].get(name)) if value is not None else "undefined"
+            reason = f" because {plain(m['undefined'][name])}" if value is None and name in m["undefined"] else ""
+            st.markdown(f"{title}: **{shown}**{reason}")
+    if not m["curves"]:
+        _undefined(run, "roc_auc_macro")
+        return
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**ROC**, each class against the others")
+        _chart(displays.chart_roc(m))
+    with right:
+        st.markdown("**Precision and recall**")
+        _chart(displays.chart_precision_recall(m))
+
+
+def _tumour(run: Run, found: list[Run]) -> None:
+    binary = run.metrics["tumour_vs_none"]
+    st.caption("Score: 1 - p(no tumour). Tumours of unknown type take part.")
+    if not binary.get("curve"):
+        with st.container(horizontal=True):
+            for kind in ("sensitivity", "specificity"):
+                _metric(
+                    f"{kind.capitalize()}, likeliest class",
+                    binary["called"][kind],
+                    binary["intervals"].get(f"called_{kind}"),
+                    run.metrics["undefined"].get(f"tumour_vs_none_{kind}"),
+                )
+        _undefined(run, "tumour_vs_none_roc_auc")
+        return
+    fixed = binary["threshold"]
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        start = round(fixed, 3) if fixed is not None else 0.5
+        chosen = st.slider(
+            "Operating point: call it a tumour from",
+            0.0,
+            1.0,
+            start,
+            0.001,
+            format="%.3f",
+            key=f"evaluation.threshold.{run.id}",
+        )
+        prevalence = (
+            st.number_input(
+                "Prevalence of tumours where it is used, %", 0.1, 99.9, 5.0, 0.5, key="evaluation.prevalence"
+            )
+            / 100
+        )
+        at_fixed = fixed is not None and chosen == start
+        sensitivity, specificity = (
+            (binary["at_threshold"]["sensitivity"], binary["at_threshold"]["specificity"])
+            if at_fixed
+            else operating_point(binary["curve"], chosen)
+        )
+        positive, negative = predictive_values(sensitivity, specificity, prevalence)
+        spans = binary["intervals"] if at_fixed else {}
+        with st.container(horizontal=True, gap="small"):
+            _metric("Sensitivity", sensitivity, spans.get("at_threshold_sensitivity"))
+            _metric("Specificity", specificity, spans.get("at_threshold_specificity"))
+            _metric(f"PPV at {prevalence:.1%}", positive, None, "nobody is called ill at this point")
+            _metric(f"NPV at {prevalence:.1%}", negative, None, "nobody is called healthy at this point")
+        found_ill, false_alarms = 1000 * prevalence * sensitivity, 1000 * (1 - prevalence) * (1 - specificity)
+        st.markdown(
+            f"Of 1,000 people {1000 * prevalence:.0f} have a tumour: **{found_ill:.0f} are found**, "
+            f"{1000 * prevalence - found_ill:.0f} are missed, and **{false_alarms:.0f} healthy ones** are called ill."
+        )
+        if at_fixed:
+            st.caption("This point was fixed on validation images; intervals are shown for it alone.")
+        elif fixed is not None:
+            st.caption(
+                f"The point fixed on validation images is {fixed:.3f}. A point chosen while looking at these "
+                "figures flatters them."
+            )
+    with right:
+        _chart(displays.chart_operating_point(run.metrics, chosen))
+    called = binary["called"]
+    st.caption(
+        "By likeliest class: "
+        + ", ".join(f"{k} {_with_interval(v, binary['intervals'].get(f'called_{k}'))}" for k, v in called.items())
+        + ". "
+        f"{binary['tumour_groups_found']:,} of {binary['tumour_groups']:,} tumour groups found (most of a group's "
+        "images called tumour)."
+    )
+
+
+def _probabilities(run: Run, found: list[Run]) -> None:
+    calibration = run.metrics.get("calibration")
+    if not calibration:
+        _undefined(run, "calibration")
+        return
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        st.markdown("**Reliability**: is 80 % right eight times in ten?")
+        _chart(displays.chart_reliability(run.metrics))
+    with right:
+        st.markdown("**Before and after temperature**")
+        rows = {
+            "ece": f"ECE ({calibration['bins_equal_mass']} equal-mass bins)",
+            "brier": "Brier score",
+            "log_loss": "Log loss",
+        }
+        before = calibration.get("before") or {}
+        table = [
+            {
+                "": title,
+                "before": f"{before[key]:.3f}" if key in before else "–",
+                "after": f"{calibration['after'][key]:.3f}",
+            }
+            for key, title in rows.items()
+        ]
+        st.dataframe(pd.DataFrame(table), hide_index=True)
+        st.caption(
+            f"Temperature {run.metrics['model']['temperature']:.3f}, fitted on clean validation images. "
+            "Lower is better in all three."
+        )
+    st.markdown("**Conformal prediction sets**: how often the true class is in the set, and how large the set is")
+    conformal = run.metrics.get("conformal") or {}
+    if not conformal:
+        _undefined(run, "conformal_0.95")
+        return
+    rows_ = []
+    for level, row in conformal.items():
+        sizes = row["set_sizes"]
+        rows_.append(
+            {
+                "Level": f"{float(level):.0%}",
+                "Coverage": _with_interval(row["coverage"], row["coverage_interval"]),
+                "Mean size": _with_interval(row["mean_set_size"], row["mean_set_size_interval"]),
+                **{f"{k} classes" if k != "1" else "1 class": f"{n:,}" for k, n in sizes.items()},
+                **{
+                    f"Covers {CLASS_TITLES[c].lower()}": _with_interval(v, None)
+                    for c, v in row["coverage_per_class"].items()
+                },
+            }
+        )
+    st.dataframe(
+        pd.DataFrame(rows_), hide_index=True, column_config={"Level": st.column_config.TextColumn(pinned=True)}
+    )
+    st.caption("The 95 % set decides: exactly one class is an answer, more than one or none is “undecided”.")
+
+
+def _gate(run: Run, found: list[Run]) -> None:
+    gate = run.metrics.get("gate")
+    if gate:
+        with st.container(horizontal=True, gap="small"):
+            for name, title in (("class", "A class"), ("undecided", "Undecided"), ("rejected", "Not a brain MRI")):
+                st.metric(title, f"{gate['counts'][name]:,}", border=True, width="content")
+            _metric("Rejected share", gate["rejected_share"], gate["rejected_interval"])
+            reason = run.metrics["undefined"].get("accuracy")
+            _metric(
+                "Accuracy of what was accepted",
+                gate["accuracy_accepted"],
+                gate.get("accuracy_accepted_interval"),
+                reason,
+            )
+    else:
+        _undefined(run, "gate")
+    holder = run if run.metrics.get("trade_off") else _other(run, found, "trade_off")
+    if holder is None:
+        st.info(
+            "The trade-off curve needs a run over pictures that are no brain MRI: "
+            "`brainmri evaluate --suite data --only out-of-distribution`.",
+            icon=":material/info:",
+        )
+        return
+    st.markdown(f"**What every threshold of the gate would cost and bring** · {plain(holder.title)}")
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        _chart(displays.chart_trade_off(pd.DataFrame(holder.metrics["trade_off"])))
+        st.caption("The dashed line is the threshold in use, fixed on clean validation images.")
+    with right:
+        rows = [
+            {"Kind": kind.replace("_", " "), "n": row["n"], "Rejected": f"{row['rejected_share']:.1%}"}
+            for kind, row in holder.metrics.get("kinds", {}).items()
+        ]
+        if "clean_test_rejected" in holder.metrics:
+            rows.append(
+                {
+                    "Kind": "clean test (brain MRI)",
+                    "n": None,
+                    "Rejected": f"{holder.metrics['clean_test_rejected']:.1%}",
+                }
+            )
+        st.dataframe(pd.DataFrame(rows), hide_index=True)
+        st.caption("head t1: slices of a healthy head from another scanner; synthetic: the samples. Both should pass.")
+
+
+def _other(run: Run, found: list[Run], key: str) -> Run | None:
+    """Another run of the same weights that holds something."""
+    weights = run.metrics["model"]["weights_sha256"]
+    return next((r for r in found if r.metrics.get(key) and r.metrics["model"]["weights_sha256"] == weights), None)
+
+
+def _picture(run: Run, path: str) -> Path | None:
+    """The image of a prediction where its data set is on this machine."""
+    root = state.settings().data.root
+    for base in (root.parent / run.metrics["data"]["name"], root):
+        file = base / path
+        if file.is_file() and file.resolve().is_relative_to(base.resolve()):
+            return file
+    return None
+
+
+def _errors(run: Run, found: list[Run]) -> None:
+    wrong = _wrong(*_key(run))
+    if wrong.empty:
+        _undefined(run, "accuracy") if not run.metrics["n_typed"] else st.success("No wrong answer in this run.")
+        return
+    left, middle, right = st.columns([2, 2, 3])
+    label = left.selectbox(
+        "True class", ["All", *sorted(wrong["label"].unique())], key=f"evaluation.true.{run.id}", format_func=_title
+    )
+    predicted = middle.selectbox(
+        "Called", ["All", *sorted(wrong["predicted"].unique())], format_func=_title, key=f"evaluation.called.{run.id}"
+    )
+    decided = (
+        right.toggle(
+            "Only those given as an answer", key="evaluation.decided", help="Leaves out what was undecided or rejected."
+        )
+        if "decision" in wrong
+        else False
+    )
+    keep = np.ones(len(wrong), bool)
+    if label != "All":
+        keep &= (wrong["label"] == label).to_numpy()
+    if predicted != "All":
+        keep &= (wrong["predicted"] == predicted).to_numpy()
+    if decided:
+        keep &= (wrong["decision"] == "class").to_numpy()
+    shown = wrong[keep].reset_index(drop=True)
+    st.caption(f"{len(shown):,} of {len(wrong):,} wrong answers, the surest first.")
+    if shown.empty:
+        return
+    config: dict[str, Any] = {
+        "p_predicted": st.column_config.ProgressColumn("p(called)", min_value=0, max_value=1, format="%.3f"),
+        "p_label": st.column_config.NumberColumn("p(true)", format="%.3f"),
+        "ood_score": st.column_config.NumberColumn("gate score", format="%.2f"),
+        "path": st.column_config.TextColumn("image", pinned=True, width="medium"),
+        "label": "true",
+        "predicted": "called",
+        "set_95": "95 % set",
+    }
+    st.dataframe(shown, hide_index=True, column_config=config, height=280)
+    pages = -(-len(shown) // ERRORS_A_PAGE)
+    number = (
+        st.number_input(f"Pictures, page of {pages:,}", 1, pages, 1, key=f"evaluation.page.{run.id}")
+        if pages > 1
+        else 1
+    )
+    part = shown.iloc[(number - 1) * ERRORS_A_PAGE : number * ERRORS_A_PAGE]
+    files = [_picture(run, path) for path in part["path"]]
+    if not any(files):
+        st.info(
+            "The pictures appear here where the data set is on this machine (data.root in config.yaml, or "
+            "BRAINMRI_DATA).",
+            icon=":material/image_not_supported:",
+        )
+        return
+    _gallery(part, files)
+
+
+def _gallery(part: pd.DataFrame, files: list[Path | None]) -> None:
+    with st.container(horizontal=True, gap="small", key="sample_grid_errors"):
+        for (_, row), file in zip(part.iterrows(), files, strict=True):
+            with st.container(width=185):
+                if file is not None:
+                    st.image(_thumbnail(str(file)), width="stretch")
+                st.markdown(f"**{_title(row['predicted'])}** {row['p_predicted']:.0%}")
+                st.caption(f"is {_title(row['label']).lower()} · {plain(Path(row['path']).name)}")
+
+
+@st.cache_data(show_spinner=False, max_entries=400)
+def _thumbnail(file: str, side: int = 256) -> np.ndarray:
+    from PIL import Image
+
+    from brainmri.data import read_pixels
+
+    try:
+        pixels = read_pixels(file)
+    except BrainMRIError:
+        return np.zeros((side, side), np.uint8)
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    square = Image.new("L", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(square)
+
+
+def _title(label: str) -> str:
+    return "All" if label == "All" else displays.class_title(label)
+
+
+def _subgroups(run: Run, found: list[Run]) -> None:
+    rows = run.metrics.get("subgroups") or []
+    if not rows:
+        st.info("This run has no subgroups: every image is alike in plane, size, source and brightness.")
+        return
+    titles = {row["column"]: row["title"] for row in rows}
+    left, right = st.columns([1, 1])
+    column = left.selectbox(
+        "By", list(titles), format_func=lambda c: titles[c].capitalize(), key=f"evaluation.subgroup.{run.id}"
+    )
+    part = [row for row in rows if row["column"] == column]
+    measures = {"accuracy": "Accuracy", "tumour_roc_auc": "AUC, tumour or none"}
+    usable = [m for m in measures if any(row.get(m) is not None for row in part)]
+    if usable:
+        measure = right.selectbox("Measure", usable, format_func=measures.__getitem__, key="evaluation.measure")
+        _chart(displays.chart_subgroups(rows, column, measure))
+    table = pd.DataFrame(
+        [
+            {
+                titles[column].capitalize(): class_title(row["value"]) if column == "label" else row["value"],
+                "n": f"{row['n']:,}",
+                "Groups": f"{row['n_groups']:,}",
+                "Accuracy": _with_interval(row["accuracy"], row["accuracy_interval"]),
+                "Tumours found": _with_interval(row["sensitivity"], None),
+                "None called none": _with_interval(row["specificity"], None),
+                "AUC, tumour or none": _with_interval(row["tumour_roc_auc"], row["tumour_roc_auc_interval"]),
+                "Rejected": f"{row['rejected_share']:.1%}" if row.get("rejected_share") is not None else "–",
+            }
+            for row in part
+        ]
+    )
+    st.dataframe(table, hide_index=True)
+    st.caption("A dash: undefined because this subgroup lacks images with, or without, a tumour or a known type.")
+
+
+# --- shortcuts and robustness -----------------------------------------------------------------------------------------
+
+
+def _shortcuts(run: Run, found: list[Run]) -> None:
+    st.markdown("Is it right for the right reason? A network can score well by telling **where a picture comes from**.")
+    holder = run if run.metrics.get("shortcuts") else _other(run, found, "shortcuts")
+    panel: dict[str, Any] = holder.metrics["shortcuts"] if holder else {}
+    if holder:
+        st.caption(f"From the run {plain(holder.title)}.")
+    rows = [*_within_source(run, found, panel), *_counterfactuals(panel), *_blind(panel)]
+    if rows:
+        table = pd.DataFrame(rows)
+        st.dataframe(
+            table,
+            hide_index=True,
+            height=36 * (len(table) + 1),
+            column_config={"Question": st.column_config.TextColumn(width="large", pinned=False)},
+        )
+    if not holder:
+        st.info(
+            "No run of these weights holds the whole panel: `brainmri evaluate --suite data --only clean-test "
+            "--only shortcuts`.",
+            icon=":material/info:",
+        )
+    st.divider()
+    st.markdown("**Robustness**: accuracy as the picture gets worse")
+    holder = run if run.metrics.get("robustness") else _other(run, found, "robustness")
+    if holder is None:
+        st.info(
+            "No run of these weights holds robustness curves: `brainmri evaluate --suite data --only clean-test "
+            "--only robustness`.",
+            icon=":material/info:",
+        )
+        return
+    st.caption(f"{plain(holder.title)}; a sample, bands are 95 % intervals over groups.")
+    _chart(displays.chart_robustness(holder.metrics))
+
+
+def _row(question: str, value: str, n: Any, meaning: str) -> dict[str, str]:
+    return {"Question": question, "Figure": value, "n": f"{n:,}" if isinstance(n, int) else str(n), "Good is": meaning}
+
+
+def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    sequences = panel.get("lgg_by_sequence")
+    if not sequences:
+        weights = run.metrics["model"]["weights_sha256"]
+        lgg = [
+            r for r in found if r.metrics["data"]["name"] == "lgg" and r.metrics["model"]["weights_sha256"] == weights
+        ]
+        sequences = {
+            row["value"]: {"roc_auc": row["tumour_roc_auc"], "interval": row["tumour_roc_auc_interval"], "n": row["n"]}
+            for r in lgg[:1]
+            for row in r.metrics.get("subgroups", [])
+            if row["column"] == "sequence"
+        }
+    for name, row in (sequences or {}).items():
+        rows.append(
+            _row(
+                f"Tumour or none within one source (TCGA LGG, {name}): AUC",
+                _with_interval(row["roc_auc"], row["interval"]),
+                row["n"],
+                "near 1; 0.5 is chance",
+            )
+        )
+    for plane, row in (panel.get("within_plane") or {}).items():
+        rows.append(
+            _row(
+                f"Tumour or none within one plane ({_PLANES.get(plane, plane)}): AUC",
+                _with_interval(row["roc_auc"], row["interval"]),
+                row["n_tumour"] + row["n_none"],
+                "near 1",
+            )
+        )
+    if br35h := panel.get("br35h_groups"):
+        rows.append(
+            _row(
+                "Tumours found in the collection that “no tumour” comes from",
+                f"{br35h['found']} of {br35h['groups']}",
+                br35h["groups"],
+                "all",
+            )
+        )
+    if head := panel.get("head_t1"):
+        rows.append(
+            _row(
+                "Slices of a healthy head from another scanner called “no tumour”",
+                f"{head['called_none']} of {head['n']}",
+                head["n"],
+                "all",
+            )
+        )
+    return rows
+
+
+_PLANES = {"ax": "axial", "co": "coronal", "sa": "sagittal"}
+_METHODS = {
+    "diffusion": "diffusion",
+    "mirror": "the mirrored half",
+    "patch": "the best-fitting patch",
+}
+
+
+def _counterfactuals(panel: dict[str, Any]) -> list[dict[str, str]]:
+    found = panel.get("counterfactuals") or {}
+    if "n" not in found:
+        return []
+    rows = []
+    for name, row in found.items():
+        if isinstance(row, dict) and "changed" in row:
+            rows.append(
+                _row(
+                    f"Tumour painted away ({_METHODS.get(name, name)}): answer changes to none or undecided",
+                    _with_interval(row["changed"], row.get("interval")),
+                    found["n"],
+                    "near 1",
+                )
+            )
+    rows.append(
+        _row(
+            "An equal area elsewhere painted over: answer changes",
+            _with_interval(found["elsewhere_changed"], found.get("elsewhere_interval")),
+            found["n_elsewhere"],
+            "near 0",
+        )
+    )
+    return rows
+
+
+def _blind(panel: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    probe = panel.get("source_probe") or {}
+    if "balanced_accuracy" in probe:
+        rows.append(
+            _row(
+                "A linear probe on block5 tells the source of healthy pictures: balanced accuracy",
+                f"{probe['balanced_accuracy']:.3f}",
+                sum(probe["n"].values()),
+                f"near {probe['chance']:.3f} (chance)",
+            )
+        )
+    blind = panel.get("blind") or {}
+    for name, title in (
+        ("head_blanked", "the picture with the head blanked out"),
+        ("statistics", "only size, border and brightness"),
+    ):
+        if name in blind:
+            row = blind[name]
+            rows.append(
+                _row(
+                    f"A classifier that sees {title}: accuracy",
+                    _with_interval(row["accuracy"], row["interval"]),
+                    "–",
+                    f"near {blind['majority']:.3f} (always the commonest)",
+                )
+            )
+            rows.append(
+                _row(
+                    f"A classifier that sees {title}: AUC, tumour or none",
+                    f"{row['tumour_roc_auc']:.3f}",
+                    "–",
+                    "near 0.5; the data give this much away",
+                )
+            )
+    return rows
+
+
+# --- comparing, exporting ---------------------------------------------------------------------------------------------
+
+
+@st.cache_resource(show_spinner="Comparing …", max_entries=8)
+def _compared(first: tuple[str, str], second: tuple[str, str]) -> dict[str, Any]:
+    return compare(_predictions(*first), _predictions(*second))
+
+
+def _compare(run: Run, found: list[Run]) -> None:
+    data = run.metrics["data"]
+    others = [r for r in found if r.id != run.id]
+    others.sort(key=lambda r: (r.metrics["data"]["name"] != data["name"], r.metrics["data"]["split"] != data["split"]))
+    if not others:
+        st.info(
+            "There is only one run. Evaluate another model on the same images, then compare.", icon=":material/info:"
+        )
+        return
+    by_id = {r.id: r for r in others}
+    chosen = st.selectbox(
+        "Compare with",
+        list(by_id),
+        index=None,
+        format_func=lambda i: by_id[i].title,
+        placeholder="another model or recipe on the same images",
+        key=f"evaluation.compare.{run.id}",
+    )
+    if chosen is None:
+        st.caption("McNemar's exact test and a paired bootstrap over groups, on the images that both runs have.")
+        return
+    second = by_id[chosen]
+    result = _compared(_key(run), _key(second))
+    st.markdown(
+        f"First: **{plain(run.title)}**  \nSecond: **{plain(second.title)}**  \n{result['n']:,} images in common"
+    )
+    with st.container(horizontal=True, gap="small"):
+        _metric("Accuracy, first", result["accuracy"]["first"])
+        _metric("Accuracy, second", result["accuracy"]["second"])
+        _metric("Second - first", result["difference"], result["interval"])
+        st.metric("Only first right", f"{result['only_first_right']:,}", border=True, width="content")
+        st.metric("Only second right", f"{result['only_second_right']:,}", border=True, width="content")
+        st.metric("McNemar's p", f"{result['mcnemar_p']:.3g}", border=True, width="content")
+    changed = result["changed"]
+    st.markdown(f"**{len(changed):,} images are called differently**")
+    if changed.empty:
+        return
+    probability = {
+        name: st.column_config.NumberColumn(f"p({name.removeprefix('p_')})", format="%.3f")
+        for name in ("p_first", "p_second")
+    }
+    st.dataframe(
+        changed,
+        hide_index=True,
+        height=320,
+        column_config=probability | {"label": "true", "path": st.column_config.TextColumn(pinned=True)},
+    )
+    st.download_button(
+        "Changed cases as CSV",
+        changed.to_csv(index=False),
+        f"{run.id}-against-{second.id}.csv",
+        "text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+    part = changed.head(ERRORS_A_PAGE)
+    files = [_picture(run, path) for path in part["path"]]
+    if any(files):
+        shown = part.assign(predicted=part["second"], p_predicted=part["p_second"])
+        _gallery(shown, files)
+
+
+def _export(run: Run, found: list[Run]) -> None:
+    st.markdown("Everything on this page comes from these files; the figures are drawn from the same numbers.")
+    with st.container(horizontal=True):
+        st.download_button(
+            "Predictions (CSV)",
+            lambda: _predictions(*_key(run)).to_csv(index=False).encode(),
+            f"{run.id}-predictions.csv",
+            "text/csv",
+            icon=":material/table:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Figures (PNG)",
+            lambda: figures(run),
+            f"{run.id}-figures.zip",
+            "application/zip",
+            icon=":material/image:",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Metrics (JSON)",
+            json.dumps(run.metrics, indent=1, ensure_ascii=False),
+            f"{run.id}-metrics.json",
+            "application/json",
+            icon=":material/data_object:",
+            on_click="ignore",
+        )
+    with st.expander("Model, data and environment of this run", icon=":material/list_alt:"):
+        st.json({k: run.metrics.get(k) for k in ("model", "data", "bootstrap", "environment", "created")}, expanded=2)
+
+
+def figures(run: Run) -> bytes:
+    """A zip of the run's figures."""
+    import tempfile
+
+    content = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(content, "w") as archive:
+        for path in displays.save_figures(run.metrics, folder, title=run.title):
+            archive.write(path, path.name)
+    return content.getvalue()

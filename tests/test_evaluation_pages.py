@@ -1,0 +1,306 @@
+"""The Evaluation page, run as Streamlit runs it, over runs that are made here."""
+
+import io
+import json
+import time
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from brainmri import displays, runs
+from brainmri.evaluation import compare, find_errors, measure, operating_point, trade_off
+from brainmri.types import CLASS_NAMES
+from brainmri.ui import evaluation
+
+PAGE = "explore/evaluation.py"
+LOGITS = [f"logit_{c}" for c in CLASS_NAMES]
+
+
+def predictions(n: int = 160, seed: int = 0, skill: float = 2.0, labels=CLASS_NAMES) -> pd.DataFrame:
+    """A table as `runs.predict_rows` gives it."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % len(labels)
+    logits = rng.normal(size=(n, 4)) + skill * np.eye(4)[[CLASS_NAMES.index(labels[i]) for i in y]]
+    p = np.exp(logits * 1.3)
+    p /= p.sum(axis=1, keepdims=True)
+    table = pd.DataFrame(p.astype(np.float32), columns=[f"p_{c}" for c in CLASS_NAMES])
+    table[LOGITS] = logits.astype(np.float32)
+    table.insert(0, "path", [f"Testing/{labels[i]}/{k:06d}.png" for k, i in enumerate(y)])
+    table["label"], table["group"] = np.array(labels)[y], np.arange(n) // 2
+    table["predicted"] = np.array(CLASS_NAMES)[p.argmax(axis=1)]
+    table["decision"] = np.where(p.max(axis=1) > 0.6, "class", "undecided")
+    table["set_90"] = table["set_95"] = table["predicted"]
+    table["ood_score"] = rng.uniform(0.2, 1.1, n).astype(np.float32)
+    table["source"] = np.where(np.arange(n) % 3 == 0, "figshare", "other")
+    table["plane"] = np.array(["ax", "co", "sa"])[np.arange(n) % 3]
+    return table
+
+
+@pytest.fixture
+def save(app_settings):
+    """`save("clean-test", table)`: a run of the model `tiny` in the application's folder."""
+
+    def make(part, table, *, model="tiny", data="brain_tumor_mri", column="clean_split", split="test", **extra):
+        folder = app_settings.evaluation.directory / f"{model}-{part}"
+        folder.mkdir(parents=True)
+        table.to_parquet(folder / runs.PREDICTIONS_FILE)
+        said = {"id": model, "weights_sha256": "0" * 64, "engine": "openvino", "precision": "f32", "temperature": 0.8}
+        where = {"name": data, "split_column": column, "split": split}
+        measured = measure(table, tumour_threshold=0.3, n_bootstrap=20)
+        metrics = {"model": said, "data": where, **measured, "created": f"2026-01-01T00:00:00 {part}", **extra}
+        runs.write_metrics(folder, metrics)
+        return runs.open_run(folder)
+
+    return make
+
+
+def texts(page) -> str:
+    blocks = (page.markdown, page.caption, page.subheader, page.error, page.warning, page.info, page.success)
+    return "\n".join(str(element.value) for block in blocks for element in block)
+
+
+def open_tab(open_page, name, **options):
+    page = open_page(PAGE, "guest", session={"evaluation.tab": name}, **options)
+    assert not page.exception, page.exception
+    assert not page.error, [e.value for e in page.error]
+    return page
+
+
+def metric(page, label) -> str:
+    return next(m.value for m in page.metric if m.label == label)
+
+
+# --- what it shows ---------------------------------------------------------------------------------------------------
+
+
+def test_without_runs_it_says_how_to_make_one(open_page, app_settings):
+    page = open_page(PAGE, "guest")
+    assert not page.exception
+    assert "no saved evaluation yet" in page.info[0].value
+    assert "brainmri evaluate --suite" in page.code[0].value
+
+
+def test_runs_are_named_and_stand_side_by_side_clean_first(open_page, save):
+    save("official-test", predictions(seed=1), column="official_split", baseline={"accuracy": 0.97})
+    run = save("clean-test", predictions(), baseline={"accuracy": 0.6})
+    save("clean-test", predictions(seed=3), model="other")
+    page = open_tab(open_page, "Classes")
+    assert sorted(page.selectbox(key="evaluation.model").options) == ["other", "tiny"]
+    assert page.selectbox(key="evaluation.model").value == "tiny"  # the model that answers comes first
+    table = page.dataframe[0].value
+    assert list(table["Data and split"])[:2] == ["brain_tumor_mri, clean test", "↳ figshare"]
+    assert "brain_tumor_mri, official test" in set(table["Data and split"])
+    low, high = run.metrics["intervals"]["accuracy"]
+    assert table["Accuracy"][0] == f"{run.metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    assert table["Nearest neighbour"][0] == "0.600"
+    assert table["Nearest neighbour"][1] == "–"
+    assert "tiny · brain_tumor_mri · test · n = 160" in texts(page)
+    assert metric(page, "Accuracy") == f"{run.metrics['accuracy']:.3f}"
+
+
+def test_every_tab_opens(open_page, save):
+    save("clean-test", predictions())
+    for name in evaluation._TABS:
+        open_tab(open_page, name)
+
+
+def test_what_is_undefined_says_why(open_page, save):
+    save("br35h", tumours_only())
+    for name in evaluation._TABS:
+        page = open_tab(open_page, name)
+        assert metric(page, "Accuracy") == "undefined"
+        assert "undefined because no image has one of the four classes" in texts(page)
+
+
+def tumours_only() -> pd.DataFrame:
+    return predictions(30).assign(label="tumour").drop(columns=["source", "plane"])
+
+
+def test_a_run_with_two_classes_has_no_average_of_four(open_page, save):
+    save("lgg-test", predictions(labels=("glioma", "notumor")), data="lgg", column="split")
+    page = open_tab(open_page, "Classes")
+    assert metric(page, "Macro AUC") == "undefined"
+    assert "an average over four classes does not exist" in texts(page)
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_operating_point_moves_and_tells_ppv_at_the_prevalence(open_page, save):
+    run = save("clean-test", predictions())
+    page = open_tab(open_page, "Tumour or none")
+    binary = run.metrics["tumour_vs_none"]
+    assert metric(page, "Sensitivity") == f"{binary['at_threshold']['sensitivity']:.3f}"
+    page.slider[0].set_value(0.9)
+    page.number_input(key="evaluation.prevalence").set_value(50.0)
+    page.run()
+    sensitivity, specificity = operating_point(binary["curve"], 0.9)
+    assert metric(page, "Sensitivity") == f"{sensitivity:.3f}"
+    assert metric(page, "Specificity") == f"{specificity:.3f}"
+    assert metric(page, "PPV at 50.0%") == f"{sensitivity / (sensitivity + 1 - specificity):.3f}"
+    assert "flatters" in texts(page)
+
+
+def test_operating_point_is_what_counting_gives():
+    table = predictions(400)
+    score = 1 - table["p_notumor"].to_numpy(np.float64)
+    tumour = (table["label"] != "notumor").to_numpy()
+    curve = measure(table, n_bootstrap=5)["tumour_vs_none"]["curve"]
+    for threshold in (0.0, 0.1, 0.5, 0.93, 1.0):
+        sensitivity, specificity = operating_point(curve, threshold)
+        assert sensitivity == pytest.approx((score[tumour] >= threshold).mean(), abs=0.01)
+        assert specificity == pytest.approx((score[~tumour] < threshold).mean(), abs=0.01)
+
+
+def test_errors_are_sorted_by_how_sure_the_model_was():
+    table = predictions(200)
+    found = find_errors(table)
+    assert len(found) == (table["predicted"] != table["label"]).sum() > 5
+    assert found["p_predicted"].is_monotonic_decreasing
+    assert (found["p_predicted"] >= found["p_label"]).all()
+    unknown = find_errors(tumours_only())
+    assert set(unknown["predicted"]) == {"notumor"}
+    assert unknown["p_label"].isna().all()
+
+
+def test_page_and_file_draw_the_same_numbers():
+    metrics = measure(predictions(), n_bootstrap=10)
+    frame = displays.curve_frame(metrics)
+    drawn = {line.get_label(): line for line in displays.plot_roc(metrics).axes[0].get_lines()[1:]}
+    sent = pd.DataFrame(next(iter(d for d in displays.chart_roc(metrics).to_dict()["datasets"].values() if len(d) > 2)))
+    for legend, part in frame.groupby("legend"):
+        np.testing.assert_allclose(drawn[legend].get_ydata(), part["sensitivity"])
+        np.testing.assert_allclose(sent[sent["legend"] == legend]["sensitivity"], part["sensitivity"])
+    macro = frame[frame["curve"] == "macro"]
+    area = np.trapezoid(macro["sensitivity"], macro["one_minus_specificity"])
+    assert area == pytest.approx(metrics["roc_auc"]["macro"], abs=0.01)
+
+
+# --- errors, comparison, export -------------------------------------------------------------------------------------
+
+
+def test_errors_have_pictures_where_the_data_set_is(open_page, save, app_settings):
+    table = predictions()
+    save("clean-test", table)
+    page = open_tab(open_page, "Errors")
+    assert "pictures appear here where the data set is" in texts(page)
+    surest = find_errors(table)["path"].iloc[0]
+    file = app_settings.data.root / surest
+    file.parent.mkdir(parents=True)
+    Image.new("L", (60, 90), 120).save(file)
+    page = open_tab(open_page, "Errors")
+    assert "pictures appear here" not in texts(page)
+    assert surest.split("/")[-1].removesuffix(".png") in texts(page)
+    assert page.dataframe[1].value["path"].iloc[0] == surest
+
+
+def test_errors_can_be_filtered(open_page, save):
+    run = save("clean-test", predictions())
+    page = open_tab(open_page, "Errors")
+    page.selectbox(key=f"evaluation.true.{run.id}").set_value("glioma")
+    page.run()
+    assert set(page.dataframe[1].value["label"]) == {"glioma"}
+
+
+def test_a_path_that_leaves_the_data_set_shows_nothing(save, app_settings, monkeypatch, make_user):
+    run = save("clean-test", predictions(8))
+    app_settings.data.root.mkdir(parents=True)
+    outside = app_settings.data.root.parent.parent / "secret.png"
+    Image.new("L", (9, 9)).save(outside)
+    assert evaluation._picture(run, "../../secret.png") is None
+
+
+def test_gate_and_shortcuts_come_from_the_runs_that_hold_them(open_page, save):
+    curve = trade_off(np.linspace(0, 1.1, 50), {"photo": np.linspace(1, 3, 20)}).round(6).to_dict("list")
+    point = {"severity": 0, "n": 9, "accuracy": 0.8, "interval": [0.7, 0.9], "rejected_share": 0.0}
+    panel = {
+        "lgg_by_sequence": {"flair": {"roc_auc": 0.91, "interval": [0.8, 0.95], "n": 300}},
+        "within_plane": {"ax": {"roc_auc": 0.8, "interval": None, "n_tumour": 5, "n_none": 6}},
+        "br35h_groups": {"found": 9, "groups": 10},
+        "head_t1": {"n": 24, "accepted": 24, "called_none": 20},
+        "counterfactuals": {
+            "n": 50,
+            "n_elsewhere": 44,
+            "likeliest": {"n": 3},
+            "elsewhere_changed": 0.04,
+            "elsewhere_interval": [0.0, 0.1],
+            **{m: {"changed": 0.7, "interval": [0.6, 0.8]} for m in ("diffusion", "mirror", "patch")},
+        },
+        "source_probe": {"balanced_accuracy": 0.9, "chance": 0.333, "n": {"a": 3, "b": 4}},
+        "blind": {
+            "majority": 0.37,
+            **{
+                k: {"accuracy": 0.5, "interval": [0.4, 0.6], "tumour_roc_auc": 0.7}
+                for k in ("head_blanked", "statistics")
+            },
+        },
+    }
+    save("clean-test", predictions(), shortcuts=panel, robustness={"gamma": [point, point | {"severity": 1}]})
+    kinds = {"photo": {"n": 20, "rejected_share": 0.95}}
+    strange = predictions(20).assign(label="", split="all")
+    save("out-of-distribution", strange, data="out_of_distribution", column=None, split="all", trade_off=curve,
+         kinds=kinds, clean_test_rejected=0.01)  # fmt: skip
+    page = open_tab(open_page, "Gate")
+    assert "every threshold of the gate" in texts(page)
+    assert "95.0%" in set(page.dataframe[-1].value["Rejected"])
+    page = open_tab(open_page, "Shortcuts")
+    rows = page.dataframe[-1].value.set_index("Question")["Figure"]
+    assert len(rows) == 13
+    assert rows.filter(like="Tumour painted away (the mirrored half)").iloc[0] == "0.700 [0.600, 0.800]"
+    assert rows.filter(like="flair").iloc[0] == "0.910 [0.800, 0.950]"
+    assert rows.filter(like="head blanked out: AUC").iloc[0] == "0.700"
+
+
+def test_two_runs_are_compared_on_the_same_images(open_page, save):
+    one, two = predictions(), predictions(seed=5, skill=3.0)
+    save("clean-test", one)
+    save("clean-test", two, model="other")
+    page = open_tab(open_page, "Compare")
+    page.selectbox[-1].set_value("other-clean-test")
+    page.run()
+    assert not page.exception
+    expected = compare(one, two)
+    assert metric(page, "Second - first") == f"{expected['difference']:.3f}"
+    assert metric(page, "McNemar's p") == f"{expected['mcnemar_p']:.3g}"
+    assert len(page.dataframe[-1].value) == len(expected["changed"]) > 0
+
+
+def test_runs_without_a_common_image_are_refused_in_words(open_page, save):
+    save("clean-test", predictions())
+    save("lgg-test", predictions(40).assign(path=[f"x{i}" for i in range(40)]), data="lgg", column="split")
+    page = open_tab(open_page, "Compare")
+    page.selectbox[-1].set_value("tiny-lgg-test")
+    page.run()
+    assert "no image in common" in page.error[0].value
+
+
+def test_figures_export_as_png(save):
+    content = evaluation.figures(save("clean-test", predictions()))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = set(archive.namelist())
+        assert {"roc.png", "confusion_matrix.png", "precision_recall.png", "reliability.png"} <= names
+        assert Image.open(archive.open("roc.png")).format == "PNG"
+
+
+def test_damaged_predictions_are_an_error_in_words(open_page, save):
+    run = save("clean-test", predictions())
+    (run.directory / runs.PREDICTIONS_FILE).write_bytes(b"broken")
+    page = open_page(PAGE, "guest", session={"evaluation.tab": "Errors"})
+    assert not page.exception
+    assert "evaluate again" in page.error[0].value
+
+
+def test_a_hundred_thousand_predictions_open_within_two_seconds(open_page, save):
+    run = save("clean-test", predictions(100_000))
+    open_page(PAGE, "guest")  # imports and the database are not what is measured
+    evaluation._list_runs.clear()
+    (run.directory / runs.METRICS_FILE).touch()
+    for name in ("Classes", "Errors"):
+        start = time.process_time()
+        page = open_tab(open_page, name)
+        assert time.process_time() - start < 2
+        assert f"n = {100_000:,}" in texts(page)
+    assert json.loads((run.directory / runs.METRICS_FILE).read_text("utf-8"))["n"] == 100_000
