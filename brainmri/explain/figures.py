@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from brainmri.errors import ExplanationError
 from brainmri.explain import METHODS
 from brainmri.explain.colour import DEFAULT_COLOUR_MAP, overlay
 from brainmri.types import CLASS_TITLES, Analysis, Explanation
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_ON_A_PAGE = 4
 NOTICE = "For research and teaching only. A map shows where a score comes from; it is not the outline of a lesion."
 
 
@@ -67,7 +69,7 @@ def explanation_panel(
     _draw(axes, analysis, explanation, mask, opacity, threshold, colour_map)
     _colour_bar(figure, axes, METHODS[explanation.method].units, colour_map)
     if warning := rejection(analysis):
-        figure.supxlabel(textwrap.fill(warning, 70), fontsize=8, color="darkred")
+        figure.suptitle(textwrap.fill(warning, 70), fontsize=8, color="white", backgroundcolor="darkred")
     return figure
 
 
@@ -80,46 +82,78 @@ def explanation_page(
     threshold: float = 0.2,
     colour_map: str = DEFAULT_COLOUR_MAP,
 ) -> Figure:
-    """Lay a slice, up to eight maps of it, the answer and what each method means on one landscape A4 page.
+    """Lay a slice, maps of it, the answer and what each method means on one landscape A4 page.
 
-    See `explanation_panel` for the parameters.
+    Parameters
+    ----------
+    explanations : sequence of Explanation
+        One to `MOST_ON_A_PAGE`.
+    mask, opacity, threshold, colour_map
+        See `explanation_panel`.
+
+    Raises
+    ------
+    ExplanationError
+        None or too many.
     """
-    explanations = list(explanations)[:8]
-    columns = min(len(explanations) + 1, 5)
-    rows = -(-(len(explanations) + 1) // columns)
-    figure = _figure((11.69, 8.27))
-    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [0.75 if rows == 1 else 0.6])
-    axes = [figure.add_subplot(grid[divmod(i, columns)]) for i in range(len(explanations) + 1)]
-    _draw(axes[0], analysis, None, mask, opacity, threshold, colour_map)
-    for ax, explanation in zip(axes[1:], explanations, strict=True):
-        _draw(ax, analysis, explanation, mask, opacity, threshold, colour_map)
-        _colour_bar(figure, ax, METHODS[explanation.method].units, colour_map)
-    text = figure.add_subplot(grid[rows, :])
-    text.axis("off")
-    used = dict.fromkeys(e.method for e in explanations)
-    lines = [
-        line
-        for name in used
-        for line in textwrap.wrap(f"{METHODS[name].title}: {METHODS[name].meaning} {METHODS[name].misleads}", 190)
+    if not 1 <= len(explanations) <= MOST_ON_A_PAGE:
+        raise ExplanationError(f"{len(explanations)} maps; one page holds 1 to {MOST_ON_A_PAGE}")
+    width, height, margin, gap = 11.69, 8.27, 0.5, 0.34  # inches
+    figure = _figure((width, height), layout=None)
+
+    def write(x: float, y: float, words: str, **style: Any) -> None:
+        """Text whose top left is x, y inches from the page's."""
+        figure.text(x / width, 1 - y / height, words, **{"va": "top", "fontsize": 8.5, **style})
+
+    write(margin, 0.42, analysis.slice.name, fontsize=14, fontweight="bold")
+    write(margin, 0.74, answer(analysis), fontsize=11)
+    top = 1.15
+    if warning := rejection(analysis):
+        write(margin, top, warning, fontsize=10, color="white", backgroundcolor="darkred")
+        top += 0.4
+
+    meanings = [
+        (METHODS[name].title, textwrap.wrap(f"{METHODS[name].meaning} {METHODS[name].misleads}", 128))
+        for name in dict.fromkeys(e.method for e in explanations)
     ]
-    lines += [
-        "",
+    line = 0.155
+    text_top = height - 1.0 - sum(line * len(words) + 0.07 for _, words in meanings)
+    columns = len(explanations) + 1
+    head, foot = 0.5, 0.6  # of each picture: its title, its colour bar
+    row_mm, column_mm = analysis.slice.spacing_mm or (1.0, 1.0)
+    aspect = analysis.slice.pixels.shape[0] * row_mm / (analysis.slice.pixels.shape[1] * column_mm)
+    side = min((width - 2 * margin - (columns - 1) * gap) / columns, (text_top - top - head - foot) / aspect, 4.6)
+    step = min((width - 2 * margin - side) / (columns - 1), side + 0.8)
+    for i, explanation in enumerate([None, *explanations]):
+        x, y = margin + i * step, top + head
+        axes = figure.add_axes((x / width, 1 - (y + side * aspect) / height, side / width, side * aspect / height))
+        _draw(axes, analysis, explanation, mask, opacity, threshold, colour_map)
+        if explanation is not None:
+            bar = figure.add_axes((x / width, 1 - (y + side * aspect + 0.2) / height, side / width, 0.1 / height))
+            _colour_bar(figure, bar, METHODS[explanation.method].units, colour_map, inside=True)
+    y = top + head + side * aspect + foot + 0.1
+    for title, words in meanings:
+        write(margin, y, title, fontweight="bold")
+        write(margin + 1.6, y, "\n".join(words), linespacing=1.25)
+        y += line * len(words) + 0.07
+    outline = "The white line is the known outline. " if mask is not None and mask.any() else ""
+    write(
+        margin,
+        height - 0.72,
+        f"Maps are drawn from {threshold:.2f} up at {opacity:.0%} opacity. {outline}{NOTICE}\n"
         f"Model {analysis.model_id}, weights {analysis.weights_sha256[:12]}, engine {analysis.engine} "
         f"{analysis.precision}; image sha256 {analysis.slice.sha256[:12]}.",
-        f"Maps are drawn from {threshold:.2f} up at {opacity:.0%} opacity. {NOTICE}",
-    ]
-    text.text(0, 1, "\n".join(lines), va="top", fontsize=7.5, wrap=False)
-    figure.suptitle(f"{analysis.slice.name}\n{answer(analysis)}", fontsize=12)
-    if warning := rejection(analysis):
-        figure.supxlabel(warning, fontsize=10, color="white", backgroundcolor="darkred")
+        fontsize=7.5,
+        color="0.3",
+        linespacing=1.4,
+    )
     return figure
 
 
 def as_bytes(figure: Figure, kind: str = "png", *, dpi: int = 150) -> bytes:
-    """Encode a figure as ``png``, ``pdf`` or ``svg``; the same figure gives the same bytes."""
+    """Encode a figure as ``png`` or ``pdf``; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    stamp = {"CreationDate": None} if kind == "pdf" else {"Date": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, dpi=dpi, metadata=stamp)
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else {})
     return buffer.getvalue()
 
 
@@ -158,11 +192,11 @@ def as_npz(analysis: Analysis, explanations: Sequence[Explanation]) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def _figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=layout)  # type: ignore[arg-type]
     FigureCanvasAgg(figure)
     return figure
 
@@ -188,6 +222,7 @@ def _draw(
         axes.set_title(
             f"{METHODS[explanation.method].title}\nfor {CLASS_TITLES[explanation.target_class]}{where}", fontsize=9
         )
+    axes.autoscale(False)
     if mask is not None and mask.any():
         axes.contour(mask.astype(float), levels=[0.5], colors="black", linewidths=2.0)
         axes.contour(mask.astype(float), levels=[0.5], colors="white", linewidths=1.0)
@@ -196,6 +231,8 @@ def _draw(
             analysis.slice.orientation, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True
         ):
             axes.text(x, y, letter, transform=axes.transAxes, color="white", ha="center", va="center", fontsize=8)
+    if analysis.slice.spacing_mm:
+        _scale_bar(axes, pixels.shape, column_mm)
     if analysis.decision == "rejected":
         axes.text(
             0.5, 0.02, "REJECTED: not a brain MRI", transform=axes.transAxes, color="white", ha="center", va="bottom",
@@ -205,12 +242,21 @@ def _draw(
     axes.set_yticks([])
 
 
-def _colour_bar(figure: Figure, axes: Axes, units: str, colour_map: str) -> None:
+def _scale_bar(axes: Axes, shape: tuple[int, int], column_mm: float) -> None:
+    height, width = shape
+    length = next((mm for mm in (100, 50, 20, 10, 5, 2) if mm / column_mm < width / 3), 1)
+    left, bottom = 0.05 * width, 0.95 * height
+    for colour, thick in (("black", 4.0), ("white", 2.0)):
+        axes.plot([left, left + length / column_mm], [bottom, bottom], color=colour, linewidth=thick)
+    axes.text(left, bottom - 0.02 * height, f"{length} mm", color="white", fontsize=7, va="bottom")
+
+
+def _colour_bar(figure: Figure, axes: Axes, units: str, colour_map: str, *, inside: bool = False) -> None:
+    """Below ``axes``, or ``inside`` axes of its own."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), cmap=colour_map), ax=axes, orientation="horizontal", fraction=0.05, pad=0.02
-    )
+    place: dict[str, Any] = {"cax": axes} if inside else {"ax": axes, "fraction": 0.05, "pad": 0.02}
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), cmap=colour_map), orientation="horizontal", **place)
     bar.set_label(units, fontsize=7)
     bar.ax.tick_params(labelsize=7)

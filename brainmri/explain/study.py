@@ -301,9 +301,11 @@ def _sanity(classifier, directory, rows: pd.DataFrame, plan: Plan, folder: Path,
     """Rank correlation of each method's maps before and after each stage of randomisation; kept stage by stage."""
     from brainmri.model import load_network
 
-    network = None
+    network: Any = None
+    inputs: Any = None
+    targets: Any = None
+    found: dict[str, Any]
     before: dict[str, np.ndarray] = {}
-    inputs = targets = None
     intact = folder / "sanity-intact.npz"
     methods: dict[str, dict[str, Any]] = {name: {} for name in METHODS}
     stages = ("intact", *STAGES)

@@ -21,7 +21,7 @@ from brainmri import readings, synthetic
 from brainmri.errors import BrainMRIError
 from brainmri.explain import CONVOLUTIONS, METHODS, explain
 from brainmri.explain.brain import brain_mask
-from brainmri.explain.figures import as_bytes, as_npz, explanation_page, rejection
+from brainmri.explain.figures import MOST_ON_A_PAGE, as_bytes, as_npz, explanation_page, rejection
 from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, PEAK_SUBSETS, SIZES, title_of
 from brainmri.model import FEATURE_LAYER, read_card
 from brainmri.pipeline import analyse, read_slices
@@ -35,7 +35,7 @@ from brainmri.ui.theme import class_title, plain, research_notice
 if TYPE_CHECKING:
     from brainmri.accounts import User
 
-MOST_MAPS = 4
+MOST_MAPS = MOST_ON_A_PAGE
 _DEFAULT_METHODS = ["grad-cam", "hires-cam"]
 _KEPT = 32
 _MASKED_CHOICES = 60
@@ -217,11 +217,10 @@ def _show_answer(analysis: Analysis, given: str | None) -> None:
         else:
             shown = "Undecided" if analysis.decision == "undecided" else "Rejected"
             st.metric("The model says", shown, border=True, width="content")
-        if analysis.decision != "rejected":
-            for name in CLASS_NAMES:
-                st.metric(CLASS_TITLES[name], f"{analysis.probabilities[name]:.1%}", border=True, width="content")
         if given is not None:
             st.metric("You said", readings.CLASS_VERDICTS[given], border=True, width="content")
+    if analysis.decision != "rejected":
+        st.markdown(" · ".join(f"{CLASS_TITLES[n]} **{p:.1%}**" for n, p in analysis.probabilities.items()))
     if analysis.decision == "undecided":
         st.caption(f"No class stands out enough. The largest score is that of {class_title(first).lower()}.")
 
@@ -246,8 +245,7 @@ def _confirm_rejected(case: Case) -> bool:
 
 def _explanations(case: Case, analysis: Analysis) -> list[Explanation] | None:
     predicted = CLASS_NAMES[int(analysis.logits.argmax())]
-    left, middle, right = st.columns([5, 4, 3])
-    methods = left.multiselect(
+    methods = st.multiselect(
         "Methods",
         list(METHODS),
         default=_DEFAULT_METHODS,
@@ -255,8 +253,10 @@ def _explanations(case: Case, analysis: Analysis) -> list[Explanation] | None:
         key="heatmaps.methods",
         persist_state="session",
         max_selections=MOST_MAPS,
+        help="Up to four. What each means and where it misleads stands below the maps.",
     )
-    classes = middle.multiselect(
+    left, right = st.columns([5, 3])
+    classes = left.multiselect(
         "Classes",
         list(CLASS_NAMES),
         default=[predicted],

@@ -60,7 +60,7 @@ class CanvasView {
     const [centre, width] = initial.window || first.window;
     const fresh = {
       opacity: initial.opacity, threshold: initial.threshold, colourMap: initial.colour_map, style: initial.style,
-      outline: true, brainOnly: false, centre, width, slice: initial.slice,
+      outline: true, peak: true, size: "fit", brainOnly: false, centre, width, slice: initial.slice,
       scale: 1, x: 0.5, y: 0.5, signature: null,
     };
     // Another picture under the same key: keep how the reader likes maps drawn, forget where they had zoomed to.
@@ -68,7 +68,7 @@ class CanvasView {
     const old = remembered.get(this.header.key);
     this.s = old && old.signature === signature ? old
       : old ? { ...fresh, opacity: old.opacity, threshold: old.threshold, colourMap: old.colourMap, style: old.style,
-                outline: old.outline, brainOnly: old.brainOnly, signature }
+                outline: old.outline, peak: old.peak, size: old.size, brainOnly: old.brainOnly, signature }
       : { ...fresh, signature };
     this.s.slice = Math.min(Math.max(this.s.slice, 0), this.count - 1);
     remembered.set(this.header.key, this.s);
@@ -98,6 +98,7 @@ class CanvasView {
       textContent: `${scroll} · drag: move · Shift + drag: window and level · double click: reset · ` +
         "keys: + − 0, arrows" + (this.count > 1 ? ", Page Up / Page Down" : ""),
     }));
+    this.sizePanels();
     this.observer.observe(this.root);
     if (focused) this.root.querySelector(`[data-name="${focused}"]`)?.focus();
   }
@@ -121,10 +122,17 @@ class CanvasView {
         this.range("Threshold", "threshold", 0, 1, 0.01, mapOnly),
         this.select("Colours", "colourMap", Object.keys(this.tables), both),
         this.select("Draw as", "style", ["fill", "contour"], both),
+        this.checkbox("Peak", "peak", () => this.draw()),
       );
     }
     if (this.panels.some((p) => p.mask)) bar.append(this.checkbox("True outline", "outline", () => this.draw()));
     if (maps && this.panels.some((p) => p.brain)) bar.append(this.checkbox("Brain only", "brainOnly", () => this.invalidate(false, true)));
+    if (this.panels.length > 1) {
+      bar.append(this.select("Pictures", "size", ["fit", "large"], () => {
+        this.sizePanels();
+        this.resize();
+      }));
+    }
     const [low, high] = this.panels[0].range;
     const span = Math.max(high - low, 1e-6);
     const step = this.panels[0].dtype === "float32" ? span / 500 : 1;
@@ -191,6 +199,11 @@ class CanvasView {
     node.dataset.name = name;
     node.addEventListener("click", action);
     return node;
+  }
+
+  // "large" gives up the single row for pictures twice as wide.
+  sizePanels() {
+    this.root.querySelector(".panels").style.setProperty("--least", this.s.size === "large" ? "340px" : "165px");
   }
 
   buildPanel(panel, index) {
@@ -380,6 +393,7 @@ class CanvasView {
     if (panel.dirtyImage) this.paintImage(panel);
     if (panel.dirtyMap && panel.saliency) this.paintMap(panel);
     panel.dirtyImage = panel.dirtyMap = false;
+    canvas.style.touchAction = this.s.scale > 1 ? "none" : "pan-y"; // one finger scrolls the page until zoomed in
     const ctx = canvas.getContext("2d");
     const fit = this.fit(panel);
     const left = canvas.width / 2 - this.s.x * fit.width;
@@ -440,8 +454,11 @@ class CanvasView {
     const picture = ctx.createImageData(panel.w, panel.h);
     const alpha = Math.round(this.s.opacity * 255);
     const cut = Math.max(1, Math.ceil(this.s.threshold * 255 - 1e-6));
+    let top = 0;
+    panel.highest = -1; // where the map shown peaks; nowhere if it is all zero
     for (let i = 0; i < values.length; i++) {
       const v = values[i];
+      if (v > top) [top, panel.highest] = [v, i];
       if (v < cut) continue;
       picture.data.set([table[3 * v], table[3 * v + 1], table[3 * v + 2], alpha], 4 * i);
     }
@@ -460,25 +477,38 @@ class CanvasView {
       }
     }
     ctx.putImageData(picture, 0, 0);
+    if (this.s.style !== "contour") return;
+    for (const level of this.levels()) {
+      ctx.fillStyle = "#fff";
+      ctx.fillRect(level * 255 - 2, 0, 5, 10);
+      ctx.fillStyle = "#000";
+      ctx.fillRect(level * 255 - 1, 0, 3, 10);
+    }
   }
 
   strokeMap(ctx, panel, fit, sx) {
     const values = this.visible(panel);
     const table = this.tables[this.s.colourMap];
-    const first = Math.max(this.s.threshold, 0.05);
     ctx.globalAlpha = this.s.opacity;
-    for (const part of [0, 0.25, 0.5, 0.75]) {
-      const level = first + (1 - first) * part;
+    for (const level of this.levels()) {
       const path = this.contour(panel, `level${level}`, values, level * 255);
       const c = 3 * Math.round(level * 255);
-      ctx.lineWidth = (3 * fit.ratio) / sx;
-      ctx.strokeStyle = "rgba(0,0,0,0.7)";
+      const [r, g, b] = [table[c], table[c + 1], table[c + 2]];
+      // A rim of the opposite lightness: dark lines would drown in dark tissue, light ones in bright tissue.
+      ctx.lineWidth = (3.4 * fit.ratio) / sx;
+      ctx.strokeStyle = 0.3 * r + 0.6 * g + 0.1 * b < 100 ? "rgba(255,255,255,0.75)" : "rgba(0,0,0,0.75)";
       ctx.stroke(path);
-      ctx.lineWidth = (1.7 * fit.ratio) / sx;
-      ctx.strokeStyle = `rgb(${table[c]},${table[c + 1]},${table[c + 2]})`;
+      ctx.lineWidth = (1.8 * fit.ratio) / sx;
+      ctx.strokeStyle = `rgb(${r},${g},${b})`;
       ctx.stroke(path);
     }
     ctx.globalAlpha = 1;
+  }
+
+  // Values that contours are drawn at; the colour bar marks them.
+  levels() {
+    const first = Math.max(this.s.threshold, 0.05);
+    return [0, 0.25, 0.5, 0.75].map((part) => first + (1 - first) * part);
   }
 
   contour(panel, name, values, level) {
@@ -499,6 +529,17 @@ class CanvasView {
     };
     ctx.lineJoin = "round";
     ctx.font = "600 13px sans-serif";
+    if (this.s.peak && panel.highest >= 0) {
+      const x = left + (((panel.highest % panel.w) + 0.5) / panel.w) * (fit.width / fit.ratio);
+      const y = top + ((Math.floor(panel.highest / panel.w) + 0.5) / panel.h) * (fit.height / fit.ratio);
+      for (const [colour, thick] of [["rgba(0,0,0,0.85)", 3.5], ["#fff", 1.5]]) {
+        ctx.strokeStyle = colour;
+        ctx.lineWidth = thick;
+        ctx.beginPath();
+        ctx.arc(x, y, 5, 0, 2 * Math.PI);
+        ctx.stroke();
+      }
+    }
     if (panel.orientation) {
       const [l, r, t, b] = panel.orientation;
       text(l, 5, height / 2, "left", "middle");
