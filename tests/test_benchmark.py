@@ -19,11 +19,40 @@ from brainmri.model import read_card
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+def script(name, folder=BENCHMARKS):
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("name", ["performance", "scaling"])
+def test_the_documents_show_the_saved_figures(name):
+    """docs/performance.md and docs/scaling.md are what their script makes of benchmarks/results.json."""
+    documents = script("performance_doc", BENCHMARKS.parent / "scripts")
+    results = json.loads((BENCHMARKS / "results.json").read_text("utf-8"))
+    assert set(results) == set(script("record").SECTIONS)
+    text = (BENCHMARKS.parent / "docs" / f"{name}.md").read_text("utf-8")
+    for block in getattr(documents, name)(results).values():
+        assert block in text
+
+
+def test_a_hundred_million_slices_by_hand():
+    """10 slices a core and second, and a driver that deals out 100 chunks: 10^8 slices are 2778 core-hours."""
+    documents = script("performance_doc", BENCHMARKS.parent / "scripts")
+    context = {"date": "2026-01-01", "machine": "a machine", "precision": "bf16"}
+    peak = {"driver_mib": 100.0, "worker_mib": 512.0}
+    limits = {
+        "listing": {"files_per_second": 100_000.0},
+        "dealing": {"chunks_per_second": 100.0},
+        "memory": {"peak_64_files": peak, "joined_rows_per_second": 1e6, "output_bytes_per_row": 200.0},
+    }
+    ray = {"files_per_second": {"1": 12.5, "2": 20.0}, "efficiency": 0.8}
+    blocks = documents.scaling({"ray": {**context, "result": ray}, "limits": {**context, "result": limits}})
+    assert "2,778 core-hours of work, 111 USD; output 20 GB in 390,625 parts" in blocks["cluster"]
+    assert "| 4 x 32 | 1,280 | 21.7 | 22.3 | 16 GiB | 1.36 Gbit/s | 114 |" in blocks["cluster"]
+    assert "| 256 x 32 | 25,600 (driver's limit) | 1.1 |" in blocks["cluster"]
+    assert "| 2,560 | one driver dealing out chunks |" in blocks["breaks"]
 
 
 def test_operations_of_a_network_by_hand(tiny_models):
@@ -108,6 +137,20 @@ def test_readers_on_a_real_server(tiny_models):
     assert found["errors"] == []
     assert found["predictions"] >= 8
     assert found["p95_s"] < 3
+
+
+def test_listing_and_memory_of_an_archive_job(tiny_models, tmp_path, monkeypatch):
+    """benchmarks/limits.py in small."""
+    settings = Settings(model=ModelSettings(id="tiny", directory=tiny_models))
+    (tmp_path / "config.yaml").write_text(f"model:\n  id: tiny\n  directory: {tiny_models}\n")
+    monkeypatch.setenv("BRAINMRI_CONFIG", str(tmp_path / "config.yaml"))
+    limits = script("limits")
+    listing = limits.measure_listing(settings, 2500)
+    assert listing["files"] == 2500
+    assert listing["chunks"] >= 3  # of 1024 files at most
+    memory = limits.measure_memory(settings, 16)
+    assert 20 < memory["peak_16_files"]["driver_mib"] < 400
+    assert memory["output_bytes_per_row"] > 100
 
 
 def test_commands_exist():

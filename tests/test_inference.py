@@ -99,6 +99,22 @@ def test_falls_back_to_keras_and_says_so(breakage, models, tiny_blocks, slices, 
     assert classifier.predict(slices[:1]).engine == "keras"
 
 
+def test_the_page_says_which_engine_answers(open_page, models, tiny_blocks, tmp_path, monkeypatch):
+    """A damaged network behind the real app: Keras answers, and Predict names the reason."""
+    _flip_a_byte(models)
+    (tmp_path / "broken").mkdir()
+    config = tmp_path / "broken" / "config.yaml"
+    config.write_text(f"model: {{id: tiny, directory: '{models}'}}\n")
+    monkeypatch.setenv("BRAINMRI_CONFIG", str(config))
+    page = open_page("main/predict.py", "guest")
+    next(button for button in page.button if button.label == "Glioma").click()
+    page.run()
+    assert not page.exception
+    (warning,) = (w.value for w in page.warning if "engine" in w.value)
+    assert "The keras engine answers, because the openvino engine does not load" in warning
+    assert "damaged" in warning
+
+
 def test_without_openvino(models, tiny_blocks, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     classifier = load_classifier("tiny", models)

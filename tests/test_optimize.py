@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from brainmri import optimize
+from brainmri.cli import main
 from brainmri.errors import DataError, EngineError
 from brainmri.inference import load_classifier
 from brainmri.model import read_card
@@ -159,6 +160,23 @@ def test_a_wrecked_precision_is_refused_and_nothing_changes(models, table, monke
     with pytest.raises(EngineError, match=r"int8 is refused: .*(flip|Δprobability|peak)"):
         optimize.optimise(read_card("tiny", models), models, table, precisions=("int8",))
     assert {p.name: p.read_bytes() for p in models.iterdir()} == before
+
+
+def test_the_command_refuses_with_exit_code_1_and_the_figures(models, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(optimize, "quantise", lambda model, *_: _wreck(model))
+    (tmp_path / "config.yaml").write_text(f"model: {{id: tiny, directory: '{models}'}}\ndata: {{root: '{tmp_path}'}}\n")
+    monkeypatch.setenv("BRAINMRI_CONFIG", str(tmp_path / "config.yaml"))
+    manifest = tmp_path / "slices.csv"
+    table[["path", "label", "split"]].to_csv(manifest, index=False)
+    arguments = ["optimize", "--precision", "int8", "--manifest", str(manifest), "--split-column", "split"]
+    monkeypatch.setattr("sys.argv", ["brainmri", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert "int8 is refused" in stopped.value.code  # a text: printed, and the exit code is 1
+    assert "of 40 answers flip" in stopped.value.code
+    monkeypatch.setattr("sys.argv", ["brainmri", *arguments[:2], "fp4", *arguments[3:]])
+    with pytest.raises(SystemExit, match="unknown precision 'fp4'; known: float32, bf16, int8"):
+        main()
 
 
 def _wreck(model):

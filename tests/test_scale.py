@@ -53,7 +53,7 @@ def test_a_node_dies_and_every_row_comes_exactly_once(cluster, images, tmp_path,
 
     made, nodes = cluster
     output = tmp_path / "results"
-    job = make_job(images, output, settings, chunk_files=2)
+    job = make_job(f"file://{images}", f"file://{output}", settings, chunk_files=2)
     lost = threading.Event()
 
     def kill_a_node():

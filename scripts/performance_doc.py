@@ -1,0 +1,265 @@
+"""Fill the tables of docs/performance.md and docs/scaling.md from benchmarks/results.json.
+
+python scripts/performance_doc.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from brainmri.archive import CHUNK_FILES  # noqa: E402
+from brainmri.benchmark import as_table  # noqa: E402
+from brainmri.config import load_settings  # noqa: E402
+from brainmri.model import read_card  # noqa: E402
+
+# The paper cluster of docs/scaling.md: what is assumed, not measured.
+SLICES = 100_000_000
+CORES_PER_NODE = 32
+CORE_HOUR_USD = 0.04
+"""Of a general-purpose cloud core, on demand; interruptible ones cost about a third."""
+INPUT_MB = 0.53
+"""A 512 x 512, 16-bit DICOM slice without compression."""
+LISTING_PASSES = 3
+"""Survey, dealing out, putting together: `archive.run_chunks` reads the listing in each."""
+
+
+def main() -> None:
+    """Write between the markers."""
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text("utf-8"))
+    fill(ROOT / "docs" / "performance.md", performance(results))
+    fill(ROOT / "docs" / "scaling.md", scaling(results))
+
+
+def fill(document: Path, blocks: dict[str, str]) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    text = document.read_text("utf-8")
+    for name, block in blocks.items():
+        pattern = rf"<!-- {name} -->.*<!-- /{name} -->"
+        if not re.search(pattern, text, re.S):
+            sys.exit(f"{document.name}: no place for {name}")
+        text = re.sub(pattern, lambda _, n=name, b=block: f"<!-- {n} -->\n\n{b}\n\n<!-- /{n} -->", text, flags=re.S)
+    document.write_text(text, "utf-8")
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def dated(section: dict[str, Any], rows: list[tuple[str, str]]) -> str:
+    """A section's figures under its command, date and machine."""
+    return f"`{section['command']}`, {section['date']}, {section['machine']}, {section['precision']}:\n\n" + table(
+        ("measured", "value"), rows
+    )
+
+
+def performance(results: dict[str, Any]) -> dict[str, str]:
+    """Blocks of docs/performance.md."""
+    engines, fresh, load, memory, ray = (
+        results[name]["result"] for name in ("engines", "fresh_app", "load", "memory", "ray")
+    )
+    by_size = {name: {int(b): ms for b, ms in sizes.items()} for name, sizes in engines["latency_ms"].items()}
+    ratios = engines["ratios"]
+    int8 = engines["default_precision"] == "int8"
+    bars = [
+        (
+            "default engine over Keras `predict`, batch 1",
+            ratios["default_vs_keras_predict_batch_1"],
+            5 if int8 else 3.5,
+        ),
+        (
+            "default engine over Keras `predict`, batch 32",
+            ratios["default_vs_keras_predict_batch_32"],
+            3.5 if int8 else 2.2,
+        ),
+        ("cold start of `brainmri predict`, faster than with Keras", ratios["cold_start_vs_keras"], 6),
+        ("first answer of a fresh app, faster than with Keras", fresh["ratios"]["seconds"], 6),
+        ("archive over bare engine", ratios["archive_vs_bare_engine"], 0.9),
+        ("Ray, two workers over one", ray["efficiency"], 0.85),
+    ]
+    most = [
+        ("memory of that cold start over Keras's", ratios["cold_start_memory_vs_keras"], 1 / 3),
+        ("memory of that fresh app over Keras's", fresh["ratios"]["memory"], 1 / 3),
+        ("prediction + Grad-CAM over prediction", ratios["grad_cam_over_prediction"], 1.15),
+        ("p95 of the load test, s", load["p95_s"], 3),
+        ("growth over 20,000 predictions, MiB", memory["growth_mib"], 50),
+    ]
+    verdicts = [(n, f"{v:.2f}", f"≥ {bar:.3g}", "yes" if v >= bar else "**no**") for n, v, bar in bars]
+    verdicts += [(n, f"{v:.2f}", f"≤ {bar:.3g}", "yes" if v <= bar else "**no**") for n, v, bar in most]
+    return {
+        "bars": table(("ratio or limit", "measured", "wanted", "met"), verdicts),
+        "engines": f"`{results['engines']['command']}`:\n\n" + as_table({**engines, "latency_ms": by_size}),
+        "fresh": dated(
+            results["fresh_app"],
+            [(f"{e}", f"{fresh[e]['seconds']:.2f} s, {fresh[e]['peak_mib']:.0f} MiB") for e in ("keras", "openvino")],
+        ),
+        "load": dated(
+            results["load"],
+            [
+                ("sessions, one prediction each 10 s", str(load["sessions"])),
+                ("predictions", f"{load['predictions']} ({load['predictions_per_second']:.2f} a second)"),
+                ("errors", str(len(load["errors"]))),
+                ("p50 / p95, click to drawn page", f"{load['p50_s']:.2f} s / {load['p95_s']:.2f} s"),
+                (
+                    f"server's memory after {load['visits']} further sessions",
+                    f"{load['rss_mib']:.0f} MiB, {load['rss_growth_mib']:+.1f} MiB by them",
+                ),
+            ],
+        ),
+        "memory": dated(
+            results["memory"],
+            [
+                ("predictions", f"{memory['predictions']:,} ({memory['predictions_per_second']:.0f} a second)"),
+                (
+                    "memory after the warm-up / at the end",
+                    f"{memory['rss_mib_after_warm_up']:.0f} / {memory['rss_mib']:.0f} MiB",
+                ),
+                ("growth", f"{memory['growth_mib']:+.1f} MiB"),
+            ],
+        ),
+        "precision": precisions(),
+        "ray": dated(
+            results["ray"],
+            [
+                ("one worker", f"{ray['files_per_second']['1']:.1f} files/s"),
+                ("two workers", f"{ray['files_per_second']['2']:.1f} files/s"),
+                ("efficiency", f"{ray['efficiency']:.2f}"),
+            ],
+        ),
+    }
+
+
+def precisions() -> str:
+    """What the shipped card says of each precision."""
+    settings = load_settings().model
+    measured: dict[str, Any] = read_card(settings.id, settings.directory).precision  # type: ignore[assignment]
+    rows = []
+    for name, f in measured["candidates"].items():
+        figures = ("–",) * 5
+        if "flips" in f:
+            figures = (
+                f"{f['flips']} of {f['n']}",
+                f"{f['only_this_right']} / {f['only_float32_right']}",
+                f"{f['mean_probability_shift']:.4f}",
+                f"{f['same_peak']:.1%}",
+                f"{f['rank_correlation']:.4f}",
+            )
+        verdict = "; ".join(f["refused"]) or ("default" if name == measured["default"] else "passes")
+        rows.append((name, *figures, f"{f['ms_per_image_batch_1']:.1f} / {f['ms_per_image_batch_32']:.1f}", verdict))
+    head = ("precision", "flips", "right only here / in float32", "mean shift", "same peak", "rank correlation")
+    text = f"`brainmri optimize`, {measured['measured']}, {measured['processor']}; {measured['images']}:\n\n"
+    return text + table((*head, "ms an image, batch 1 / 32", "verdict"), rows)
+
+
+def scaling(results: dict[str, Any]) -> dict[str, str]:
+    """Blocks of docs/scaling.md."""
+    ray, limits = results["ray"]["result"], results["limits"]["result"]
+    listing, dealing, memory = (limits[name] for name in ("listing", "dealing", "memory"))
+    worker_mib = max(v["worker_mib"] for k, v in memory.items() if k.startswith("peak_"))
+    driver_mib = max(v["driver_mib"] for k, v in memory.items() if k.startswith("peak_"))
+    per_core = ray["files_per_second"]["1"] * min(1.0, ray["efficiency"])
+    dealt = dealing["chunks_per_second"] * CHUNK_FILES
+    listing_h = SLICES / listing["files_per_second"] / 3600
+    measured = [
+        ("one core, whole job on Ray", f"{ray['files_per_second']['1']:.1f} slices/s"),
+        ("kept by each core beside others", f"{min(1.0, ray['efficiency']):.2f}"),
+        ("one process lists and cuts into chunks", f"{listing['files_per_second']:,.0f} files/s"),
+        ("one driver deals out, workers with nothing to do", f"{dealing['chunks_per_second']:,.0f} chunks/s"),
+        ("peak memory of driver / of one worker", f"{driver_mib:,.0f} MiB / {worker_mib:,.0f} MiB"),
+        *(
+            (f"the same, {key.split('_')[1]} files", f"{v['driver_mib']:,.0f} MiB / {v['worker_mib']:,.0f} MiB")
+            for key, v in memory.items()
+            if key.startswith("peak_")
+        ),
+        ("output", f"{memory['output_bytes_per_row']:.0f} bytes a row"),
+        ("joining parts into one file", f"{memory['joined_rows_per_second']:,.0f} rows/s"),
+    ]
+    rows = []
+    for nodes in (1, 4, 16, 64, 256):
+        cores = nodes * CORES_PER_NODE
+        rate = min(cores * per_core, dealt)
+        hours = SLICES / rate / 3600
+        total = hours + listing_h * 2  # the last pass but one overlaps with the work
+        rows.append(
+            (
+                f"{nodes} x {CORES_PER_NODE}",
+                f"{rate:,.0f}" + (" (driver's limit)" if cores * per_core > dealt else ""),
+                f"{hours:,.1f}",
+                f"{total:,.1f}",
+                f"{CORES_PER_NODE * worker_mib / 1024:.0f} GiB",
+                f"{rate * INPUT_MB * 8 / 1e3 / nodes:.2f} Gbit/s",
+                f"{total * cores * CORE_HOUR_USD:,.0f}",
+            )
+        )
+    core_hours = SLICES / per_core / 3600
+    breaks = sorted(
+        [
+            (
+                dealt / per_core,
+                "one driver dealing out chunks",
+                f"{dealt:,.0f} slices/s",
+                "larger chunks (`chunk_files`), or a job a subtree",
+            ),
+            (
+                core_hours / (LISTING_PASSES * listing_h),
+                f"listing, {LISTING_PASSES} passes in one process, takes as long as the work",
+                f"{LISTING_PASSES * listing_h:.1f} h",
+                "a job a subtree: each lists its own, side by side",
+            ),
+            (
+                core_hours / (SLICES / memory["joined_rows_per_second"] / 3600),
+                "joining parts into one file takes as long as the work",
+                f"{SLICES / memory['joined_rows_per_second'] / 3600:.1f} h",
+                "an output folder: its parts are the table, nothing is joined",
+            ),
+            (
+                10_000 / (per_core * INPUT_MB * 8) * CORES_PER_NODE,
+                "one 10 Gbit/s link from the store for each rack of nodes",
+                f"{10_000 / (INPUT_MB * 8):,.0f} slices/s",
+                "an object store answers from many machines; compressed DICOM halves it",
+            ),
+        ]
+    )
+    return {
+        "measured": f"From `benchmarks/results.json`, {results['ray']['date']}, {results['ray']['machine']}, "
+        f"{results['ray']['precision']}:\n\n" + table(("measured", "value"), measured),
+        "assumed": table(
+            ("assumed", "value"),
+            [
+                ("slices", f"{SLICES:,}, one a file, {INPUT_MB} MB each ({SLICES * INPUT_MB / 1e6:,.0f} TB)"),
+                ("node", f"{CORES_PER_NODE} cores like those measured, one worker a core"),
+                ("price", f"{CORE_HOUR_USD} USD a core and hour"),
+                ("reading from the store", "overlaps with inference, as it does from a local disk"),
+            ],
+        ),
+        "cluster": f"{core_hours:,.0f} core-hours of work, {core_hours * CORE_HOUR_USD:,.0f} USD; output "
+        f"{SLICES * memory['output_bytes_per_row'] / 1e9:,.0f} GB in {SLICES / CHUNK_FILES:,.0f} parts.\n\n"
+        + table(
+            (
+                "nodes",
+                "slices/s",
+                "hours of work",
+                "hours with listing",
+                "memory a node",
+                "input a node",
+                "USD",
+            ),
+            rows,
+        ),
+        "breaks": table(
+            ("at about this many cores", "breaks", "limit", "way out"),
+            [(f"{cores:,.0f}", *rest) for cores, *rest in breaks],
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()
