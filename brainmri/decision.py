@@ -13,42 +13,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from brainmri.errors import ModelError
+from brainmri.gate import Gate
 from brainmri.types import CLASS_NAMES
 
 LEVELS = (0.90, 0.95)
 """Coverages of the prediction sets; the last one decides."""
-
-GATE_REJECTION = 0.01
-"""Share of validation images the gate may turn away, over all its distances together."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Distances from the training data, each divided by its threshold; the largest is the score, 1 is the limit.
-
-    Attributes
-    ----------
-    means : tuple of ndarray of shape (d_i,), float32
-    whitenings : tuple of ndarray of shape (d_i, k_i), float32
-        ``|(descriptor - mean) @ whitening|`` is the Mahalanobis distance.
-    thresholds : ndarray of shape (n_distances,), float64
-    """
-
-    means: tuple[np.ndarray, ...]
-    whitenings: tuple[np.ndarray, ...]
-    thresholds: np.ndarray
-
-    def distances(self, feature_maps: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """One column per descriptor (see `describe`), float64 (n, n_distances), before division by the thresholds."""
-        columns = [
-            np.sqrt((((x - mean) @ whitening) ** 2).sum(axis=1, dtype=np.float64))
-            for x, mean, whitening in zip(describe(feature_maps, inputs), self.means, self.whitenings, strict=True)
-        ]
-        return np.stack(columns, axis=1)
-
-    def score(self, feature_maps: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """Largest distance relative to its threshold, float32 (n,); over 1 is no brain MRI as training knew them."""
-        return (self.distances(feature_maps, inputs) / self.thresholds).max(axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -102,16 +71,10 @@ class DecisionRule:
             weights_sha256 = read_card(path.stem, path.parent).weights_sha256
         try:
             with np.load(path, allow_pickle=False) as archive:
-                n = int(archive["n_distances"])
-                gate = Gate(
-                    tuple(archive[f"mean_{i}"].astype(np.float32) for i in range(n)),
-                    tuple(archive[f"whitening_{i}"].astype(np.float32) for i in range(n)),
-                    archive["thresholds"].astype(np.float64),
-                )
                 rule = cls(
                     float(archive["temperature"]),
                     tuple(float(q) for q in archive["quantiles"]),
-                    gate if n else None,
+                    Gate.from_arrays(archive) if archive["has_gate"] else None,
                     str(archive["weights_sha256"]),
                     None if np.isnan(archive["tumour_threshold"]) else float(archive["tumour_threshold"]),
                 )
@@ -134,12 +97,9 @@ class DecisionRule:
             "levels": np.array(LEVELS),
             "quantiles": np.array(self.quantiles),
             "weights_sha256": np.array(self.weights_sha256),
-            "n_distances": np.array(len(self.gate.means) if self.gate else 0),
-            "thresholds": self.gate.thresholds if self.gate else np.zeros(0),
+            "has_gate": np.array(self.gate is not None),
+            **(self.gate.arrays() if self.gate else {}),
         }
-        if self.gate:
-            for i, (mean, whitening) in enumerate(zip(self.gate.means, self.gate.whitenings, strict=True)):
-                arrays |= {f"mean_{i}": mean, f"whitening_{i}": whitening}
         path = Path(path)
         temporary = path.with_suffix(".npz.tmp")
         with open(temporary, "wb") as file:
@@ -245,92 +205,3 @@ def conformal_quantile(probabilities: np.ndarray, y_true: np.ndarray, level: flo
     # 19 digits of a level such as 0.9 are not 0.9: without rounding 10 * 0.9 can become 9.000000000000002 -> 10
     rank = int(np.ceil(round((len(scores) + 1) * level, 9)))
     return float(scores[rank - 1]) if rank <= len(scores) else 1.0
-
-
-def describe(feature_maps: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What the gate measures distances of.
-
-    Returns
-    -------
-    features : ndarray of shape (n, channels), float32
-        Square root of block5's channel means: what the network sees, wherever it is.
-    appearance : ndarray of shape (n, 280), float32
-        16 x 16 thumbnail and square-rooted histogram of the network's input: a head's shape and greys.
-    rim : ndarray of shape (n, 1), float32
-        How much of the head's rim is at full white: bone in a CT window; in MRI cortical bone is dark.
-    """
-    inputs = np.asarray(inputs, np.float32)
-    n, size, _ = inputs.shape
-    features = np.sqrt(np.maximum(feature_maps.mean(axis=(1, 2)), 0))
-    thumbnails = inputs.reshape(n, 16, size // 16, 16, size // 16).mean(axis=(2, 4)).reshape(n, -1)
-    bins = np.minimum((inputs * 24).astype(np.int64), 23).reshape(n, -1) + 24 * np.arange(n)[:, None]
-    histogram = np.bincount(bins.ravel(), minlength=24 * n).reshape(n, 24) / size**2
-    appearance = np.hstack([thumbnails, np.sqrt(histogram)]).astype(np.float32)
-    return features.astype(np.float32), appearance, _white_rim(inputs)
-
-
-def _white_rim(inputs: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
-    n, size, _ = inputs.shape
-    cells = (n, size // 4, 4, size // 4, 4)
-    white = (inputs >= 0.985).reshape(cells).mean(axis=(2, 4))
-    bright = inputs.reshape(cells).mean(axis=(2, 4)) > 0.08
-    share = np.zeros((n, 1), np.float32)
-    cross = ndimage.generate_binary_structure(2, 1)
-    for i in range(n):
-        head = ndimage.binary_fill_holes(bright[i])
-        rim = head & ~ndimage.binary_erosion(head, cross, iterations=4)
-        if rim.any():
-            share[i] = white[i][rim].mean()
-    return share
-
-
-def fit_gate(
-    train: tuple[np.ndarray, ...], validation: tuple[np.ndarray, ...], weights: np.ndarray | None = None
-) -> Gate:
-    """Fit the gate's statistics on training descriptors and its thresholds on validation descriptors.
-
-    Parameters
-    ----------
-    train, validation : tuples of ndarray of shape (n, d_i)
-        As `describe` returns them.
-    weights : ndarray of shape (n_train,), optional
-        Of the training images, one over their group's size, say, so that a scan copied five times counts once.
-
-    Notes
-    -----
-    Each of the distances may turn away an equal share of ``GATE_REJECTION``.
-
-    References
-    ----------
-    .. [1] Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", NeurIPS 2018.
-    .. [2] Ledoit & Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices", JMVA 2004.
-    """
-    from sklearn.covariance import ledoit_wolf_shrinkage
-
-    share = np.ones(len(train[0])) if weights is None else np.asarray(weights, np.float64)
-    share = share / share.sum()
-    means, whitenings = [], []
-    for x in train:
-        x = np.asarray(x, np.float64)
-        mean = share @ x
-        centred = x - mean
-        covariance = (centred * share[:, None]).T @ centred
-        shrinkage = ledoit_wolf_shrinkage(centred, assume_centered=True) if x.shape[1] > 1 else 0.0
-        spread = np.diag(covariance).mean()
-        covariance = (1 - shrinkage) * covariance + (shrinkage + 1e-4) * spread * np.eye(x.shape[1])
-        values, vectors = np.linalg.eigh(covariance)
-        # Only the ratio to the threshold counts, so the scale is free; float16 halves the file, and the thresholds
-        # below are those of the rounded numbers.
-        whitening = vectors * np.sqrt(values.min() / values) if spread > 0 else vectors
-        means.append(mean.astype(np.float32))
-        whitenings.append(whitening.astype(np.float16))
-    gate = Gate(tuple(means), tuple(w.astype(np.float32) for w in whitenings), np.ones(len(means)))
-    columns = [
-        np.sort(np.sqrt((((x - m) @ w) ** 2).sum(axis=1, dtype=np.float64)))
-        for x, m, w in zip(validation, gate.means, gate.whitenings, strict=True)
-    ]
-    n = len(columns[0])
-    rank = min(n, int(np.ceil(round((n + 1) * (1 - GATE_REJECTION / len(columns)), 9))))
-    return Gate(gate.means, gate.whitenings, np.maximum([c[rank - 1] for c in columns], 1e-6))

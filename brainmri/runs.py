@@ -128,7 +128,7 @@ def predict_rows(
 def _key(classifier: Classifier, rows: pd.DataFrame) -> str:
     rule = classifier.rule
     said = [classifier.card.weights_sha256, classifier.engine.name, classifier.engine.precision, rule.temperature]
-    said += [rule.quantiles, rule.gate.thresholds.tolist() if rule.gate else None, CHUNK]
+    said += [rule.quantiles, rule.gate.limits if rule.gate else None, CHUNK]
     said.append(rows[["path", "label", "group"]].to_csv(index=False))
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 

@@ -12,18 +12,20 @@ import numpy as np
 import pandas as pd
 
 from brainmri import runs, shortcuts
-from brainmri.data import read_pixels, select_split
+from brainmri.augment import random_affine, random_intensity
+from brainmri.data import SPLITS_DIRECTORY, read_pixels, select_split
 from brainmri.decision import (
     LEVELS,
     DecisionRule,
     conformal_quantile,
-    describe,
-    fit_gate,
     fit_temperature,
     softmax,
 )
 from brainmri.errors import BrainMRIError, DataError
 from brainmri.evaluation import choose_threshold, trade_off
+from brainmri.gate import Gate, describe, fit_gate
+from brainmri.imaging import NETWORK_SIZE, preprocess
+from brainmri.outliers import draw_outliers
 from brainmri.types import CLASS_NAMES, NO_TUMOR
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ BATCH = 32
 # --- fitting the decision rule --------------------------------------------------------------------------------------
 
 
+N_HEADS, N_MORE_HEADS, N_VIEWS, N_DRAWN, N_CT_VIEWS = 1400, 300, 700, 1400, 150
+"""What the gate is fitted to: one image a group of the training split, of every other collection, augmented views of
+them, drawn outliers, augmented views of head CT. Some 4,500 forward passes."""
+
+
 def calibrate(
     model_id: str,
     directory: Path | str,
@@ -63,7 +70,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit temperature, conformal quantiles, tumour threshold and gate; write ``<id>.npz`` and the card.
 
-    The gate's statistics come from the training split (every group counts once), everything else from validation.
+    The gate learns from the training split, from the training splits of the other collections that lie beside it
+    (``lgg``, ``brisc_notumor``, ``br35h_tumour``) and from drawn outliers; everything else, and the gate's limits, come
+    from validation.
 
     Returns
     -------
@@ -87,15 +96,19 @@ def calibrate(
             f"split '{validation_split}' is needed with the four classes and no other label; "
             f"it {'lacks ' + ', '.join(absent) if absent else 'has unknown types'}"
         )
-    logits, descriptors = _forward(classifier, validation["file"], progress and progress("validation images"))
-    _, known = _forward(classifier, training["file"], progress and progress("training images"))
-    rule = fit_rule(logits, validation["label"], known, descriptors, training["group"], classifier.card.weights_sha256)
+    inputs = network_inputs(validation["file"])
+    logits, described = _forward(classifier, inputs, progress and progress("validation images"))
+    gate, used = fit_gate_of(
+        classifier, [training, *_other_training(images)], described[~is_head_ct(validation)], progress=progress
+    )
+    rule = fit_rule(logits, validation["label"], gate, classifier.card.weights_sha256)
     rule.save(Path(directory) / f"{model_id}.npz")
     said = {
         "temperature": round(rule.temperature, 6),
         "conformal_quantiles": dict(zip((f"{v:.2f}" for v in LEVELS), rule.quantiles, strict=True)),
         "tumour_threshold": rule.tumour_threshold,
-        "gate": "largest of three Mahalanobis distances, each over its validation threshold",
+        "gate": "larger of outlier exposure's log odds and Mahalanobis distance, each over its limit",
+        "gate_fitted_to": used,
         "fitted_on": {
             "manifest": Path(manifest).name,
             "manifest_sha256": hashlib.sha256(Path(manifest).read_bytes()).hexdigest(),
@@ -110,40 +123,120 @@ def calibrate(
     return said
 
 
-def fit_rule(
-    logits: np.ndarray,
-    labels: Sequence[str],
-    training: tuple[np.ndarray, ...],
-    validation: tuple[np.ndarray, ...],
-    training_groups: Sequence[Any],
-    weights_sha256: str,
-) -> DecisionRule:
-    """Fit a rule from validation logits and the descriptors (`decision.describe`) of both splits."""
+def fit_rule(logits: np.ndarray, labels: Sequence[str], gate: Gate | None, weights_sha256: str) -> DecisionRule:
+    """Fit temperature, quantiles and threshold to validation logits."""
     y_true = np.array([CLASS_NAMES.index(v) for v in labels])
     temperature = fit_temperature(logits, y_true)
     # float32, as the probabilities will be that the quantiles are compared with
     p = softmax(logits / temperature).astype(np.float32)
-    groups = pd.Series(list(training_groups))
     none = CLASS_NAMES.index(NO_TUMOR)
     return DecisionRule(
         temperature,
         tuple(conformal_quantile(p, y_true, level) for level in LEVELS),
-        fit_gate(training, validation, 1.0 / groups.groupby(groups).transform("size").to_numpy()),
+        gate,
         weights_sha256,
         choose_threshold(y_true != none, 1 - p[:, none]),
     )
 
 
-def _forward(classifier: Classifier, files: Sequence[str], progress: Progress | None):
-    """Logits, and the gate's descriptors, of image files."""
-    files, logits, described = list(files), [], []
-    for start in range(0, len(files), BATCH):
-        answer = classifier.predict([read_pixels(file) for file in files[start : start + BATCH]])
-        logits.append(answer.logits)
-        described.append(describe(answer.feature_maps, answer.inputs))
+def fit_gate_of(
+    classifier: Classifier,
+    collections: Sequence[pd.DataFrame],
+    validation: np.ndarray,
+    *,
+    seed: int = 0,
+    progress: Stages | None = None,
+) -> tuple[Gate, dict[str, int]]:
+    """Fit the gate to training tables (the main one first), drawn outliers and validation descriptors.
+
+    Returns
+    -------
+    gate : Gate
+    used : dict
+        How many of each kind it was fitted to.
+    """
+    rng = np.random.default_rng(seed)
+    heads, strange = [], []
+    for i, table in enumerate(collections):
+        shuffled = table.sample(frac=1, random_state=seed)
+        ct = is_head_ct(shuffled)
+        strange.append(network_inputs(shuffled["file"][ct]))
+        known = shuffled[~ct]
+        if known["group"].nunique() > N_MORE_HEADS:  # fewer, and a scan's slices or copies are needed
+            known = known.drop_duplicates("group")
+        heads.append(network_inputs(known["file"].head(N_MORE_HEADS if i else N_HEADS)))
+    known_inputs, ct_inputs = np.concatenate(heads), np.concatenate(strange)
+    drawn = [preprocess(picture)[0] for picture in draw_outliers(list(known_inputs), N_DRAWN, seed)]
+    kinds = {
+        "heads": known_inputs,
+        "views of heads": _views(known_inputs, N_VIEWS, rng),
+        "drawn outliers": np.stack(drawn),
+        "head CT": ct_inputs,
+        "views of head CT": _views(ct_inputs, N_CT_VIEWS, rng),
+    }
+    described = {
+        kind: _forward(classifier, inputs, progress and progress(kind))[1] if len(inputs) else inputs.reshape(0, 0)
+        for kind, inputs in kinds.items()
+    }
+    outliers = [described[kind] for kind in list(kinds)[2:] if len(described[kind])]
+    # Real CT is rare and worth more than drawn CT: together a quarter of the outliers' say.
+    n_ct = len(ct_inputs) + len(described["views of head CT"])
+    weights = np.concatenate([np.ones(N_DRAWN), np.full(n_ct, N_DRAWN / max(3 * n_ct, 1))])
+    gate = fit_gate(
+        np.concatenate([described["heads"], described["views of heads"]]),
+        np.concatenate(outliers),
+        validation,
+        outliers_weights=weights,
+        seed=seed,
+    )
+    return gate, {kind: len(inputs) for kind, inputs in kinds.items()}
+
+
+def is_head_ct(table: pd.DataFrame) -> np.ndarray:
+    """Which rows are head CT: the collections hold some among MRI; found by eye, in training and validation only."""
+    listed = pd.read_csv(SPLITS_DIRECTORY / "head_ct.csv", dtype=str)
+    return table["path"].isin(listed["path"]).to_numpy()
+
+
+def _other_training(images: Path | str | None) -> list[pd.DataFrame]:
+    """Training rows of the collections beside the main one, where they are."""
+    found = []
+    for name in ("lgg", "brisc_notumor", "br35h_tumour"):
+        folder = Path(images).parent / name if images is not None else None
+        if folder is not None and folder.is_dir():
+            table = runs.read_rows(SPLITS_DIRECTORY / f"{name}.csv", folder, "split")
+            found.append(select_split(table, "train"))
+    return found
+
+
+def network_inputs(files: Sequence[str]) -> np.ndarray:
+    """Image files as the network sees them, float32 (n, 128, 128)."""
+    inputs = [preprocess(read_pixels(file))[0] for file in files]
+    return np.stack(inputs) if inputs else np.zeros((0, NETWORK_SIZE, NETWORK_SIZE), np.float32)
+
+
+def _views(inputs: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Augmented views, half of them preprocessed again as a file of them would be."""
+    views = []
+    for index in rng.integers(0, len(inputs), n) if len(inputs) else ():
+        grey = np.rint(inputs[index] * 255).astype(np.uint8)
+        view = random_intensity(random_affine(grey, grey, NETWORK_SIZE, rng)[0].astype(np.float32) / 255, rng)
+        again = preprocess(np.rint(view * 255).astype(np.uint8))[0]
+        views.append(again if rng.random() < 0.5 else view)
+    return np.stack(views) if views else inputs[:0]
+
+
+def _forward(classifier: Classifier, inputs: np.ndarray, progress: Progress | None):
+    """Logits, and the gate's descriptors, of network inputs."""
+    logits, described = [], []
+    for start in range(0, len(inputs), BATCH):
+        part = inputs[start : start + BATCH]
+        answer, feature_maps = classifier.forward(part)
+        logits.append(answer)
+        described.append(describe(feature_maps, part))
         if progress:
-            progress(min(start + BATCH, len(files)), len(files))
-    return np.concatenate(logits), tuple(np.concatenate(column) for column in zip(*described, strict=True))
+            progress(min(start + BATCH, len(inputs)), len(inputs))
+    return np.concatenate(logits), np.concatenate(described)
 
 
 # --- the suite ------------------------------------------------------------------------------------------------------
