@@ -277,11 +277,14 @@ def _class_colour(frame: pd.DataFrame, legend_columns: int = 2):
     )
 
 
-def _diagonal():
+def _diagonal(x: str, y: str):
+    """The line of chance; its axes carry the titles of what is drawn on it, or Vega would show both."""
     import altair as alt
 
-    line = pd.DataFrame({"x": [0, 1], "y": [0, 1]})
-    return alt.Chart(line).mark_line(strokeDash=[2, 4], color="#999999", strokeWidth=1).encode(x="x", y="y")
+    line = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(
+        strokeDash=[2, 4], color="#999999", strokeWidth=1
+    )
+    return line.encode(x=alt.X("x:Q", title=x), y=alt.Y("y:Q", title=y))
 
 
 def chart_roc(metrics: dict[str, Any]) -> altair.Chart:
@@ -294,7 +297,7 @@ def chart_roc(metrics: dict[str, Any]) -> altair.Chart:
         .mark_line(interpolate="linear")
         .encode(
             x=alt.X("one_minus_specificity:Q", title="1 - specificity", scale=alt.Scale(domain=[0, 1])),
-            y=alt.Y("sensitivity:Q", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("sensitivity:Q", title="sensitivity", scale=alt.Scale(domain=[0, 1])),
             color=_class_colour(frame, 1),
             order="step:Q",
             strokeDash=alt.condition(
@@ -304,7 +307,7 @@ def chart_roc(metrics: dict[str, Any]) -> altair.Chart:
             tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "specificity"))],
         )
     )
-    return (_diagonal() + lines).properties(height=380)
+    return (_diagonal("1 - specificity", "sensitivity") + lines).properties(height=440)
 
 
 def chart_precision_recall(metrics: dict[str, Any]) -> altair.Chart:
@@ -319,12 +322,12 @@ def chart_precision_recall(metrics: dict[str, Any]) -> altair.Chart:
         .encode(
             x=alt.X("sensitivity:Q", title="recall", scale=alt.Scale(domain=[0, 1])),
             y=alt.Y("precision:Q", scale=alt.Scale(domain=[0, 1])),
-            color=_class_colour(frame),
+            color=_class_colour(frame, 1),
             order="step:Q",
             detail="curve:N",
             tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "precision"))],
         )
-        .properties(height=380)
+        .properties(height=440)
     )
 
 
@@ -344,10 +347,11 @@ def chart_reliability(metrics: dict[str, Any]) -> altair.Chart:
         y=alt.Y("low:Q", title="share that was right", scale=alt.Scale(domain=[0, 1])), y2="high:Q"
     )
     points = base.mark_line(point=True, strokeWidth=1.5).encode(
-        y="accuracy:Q",
+        y=alt.Y("accuracy:Q", title="share that was right"),
         tooltip=["when", "n", *(alt.Tooltip(f, format=".3f") for f in ("mean_probability", "accuracy", "low", "high"))],
     )
-    return (_diagonal() + bars + points).properties(height=380)
+    axes = _diagonal("mean top probability of the bin", "share that was right")
+    return (axes + bars + points).properties(height=440)
 
 
 def chart_operating_point(metrics: dict[str, Any], threshold: float) -> altair.Chart:
@@ -371,7 +375,7 @@ def chart_operating_point(metrics: dict[str, Any], threshold: float) -> altair.C
         )
     )
     mark = alt.Chart(pd.DataFrame({"threshold": [threshold]})).mark_rule(strokeDash=[4, 3], color="#888888")
-    return (lines + mark.encode(x="threshold:Q")).properties(height=260)
+    return (lines + mark.encode(x="threshold:Q")).properties(height=340)
 
 
 def chart_robustness(metrics: dict[str, Any]) -> altair.Chart:
@@ -417,7 +421,7 @@ def chart_trade_off(frame: pd.DataFrame) -> altair.Chart:
     )
     at = shown[np.isclose(shown["threshold"], 1.0)].head(1)
     mark = alt.Chart(at).mark_rule(strokeDash=[4, 3], color="#888888").encode(x="wrongly_rejected:Q")
-    return (lines + mark).properties(height=320)
+    return (lines + mark).properties(height=360)
 
 
 def chart_subgroups(rows: list[dict[str, Any]], column: str, measure: str = "accuracy") -> altair.Chart:

@@ -13,11 +13,12 @@ import pandas as pd
 import streamlit as st
 
 from brainmri import displays
-from brainmri.errors import BrainMRIError, DataError
+from brainmri.errors import DataError
 from brainmri.evaluation import compare, find_errors, operating_point, predictive_values
 from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
 from brainmri.types import CLASS_TITLES
 from brainmri.ui import state
+from brainmri.ui.pictures import find_picture, thumbnail
 from brainmri.ui.theme import class_title, plain
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ ERRORS_A_PAGE = 12
 _TABS = ("Classes", "Tumour or none", "Probabilities", "Gate", "Errors", "Subgroups", "Shortcuts", "Compare", "Export")
 _MEASURES = {
     "accuracy": "Accuracy",
+    "baseline": "Nearest neighbour",
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro F1",
     "roc_auc_macro": "Macro AUC",
     "tumour_roc_auc": "AUC, tumour or none",
     "sensitivity": "Tumours found",
     "specificity": "None called none",
-    "baseline": "Nearest neighbour",
     "ece": "ECE",
     "coverage_95": "95 % sets cover",
     "rejected_share": "Rejected",
@@ -126,21 +127,23 @@ def _side_by_side(run: Run, own: list[Run]) -> None:
         if name in table and table[name].notna().any():
             spans = table.get(f"{name}_interval", pd.Series([None] * len(table)))
             shown[title] = [_with_interval(v, s) for v, s in zip(table[name], spans, strict=True)]
-    st.dataframe(
-        shown,
-        hide_index=True,
-        column_config={"Data and split": st.column_config.TextColumn(pinned=True)},
-        height=36 * (len(shown) + 1),
-    )
+    config: dict[str, Any] = {c: st.column_config.TextColumn(width=150) for c in shown if _has_interval(shown[c])}
+    config["Data and split"] = st.column_config.TextColumn(pinned=True)
+    st.dataframe(shown, hide_index=True, column_config=config, height=35 * (len(shown) + 1) + 3)
     st.caption(
         "95 % intervals by bootstrap over groups (copies of a slice, slices of a patient), not images. The clean split "
-        "leads: three in four official test images show a slice that the training folder holds too, so the official "
-        "figure measures memory. Nearest neighbour is what the label of the most similar training thumbnail reaches; a "
-        "model that is not far above it has learned nothing that can be shown here. A dash: undefined there."
+        "leads: most official test images of the Kaggle set show a slice that its training folder holds too, so the "
+        "official figure measures memory. Nearest neighbour is what the label of the most similar training thumbnail "
+        "reaches; a model that is not far above it has learned nothing that can be shown here. A dash: undefined or "
+        "not computed there."
     )
     weights = {r.metrics["model"]["weights_sha256"] for r in own}
     if len(weights) > 1:
         st.warning("These runs are not all of the same weights: evaluate again.", icon=":material/warning:")
+
+
+def _has_interval(column: pd.Series) -> bool:
+    return bool(column.str.contains("[", regex=False).any())
 
 
 def _with_interval(value: Any, interval: Any) -> str:
@@ -412,14 +415,14 @@ def _gate(run: Run, found: list[Run]) -> None:
         st.caption("The dashed line is the threshold in use, fixed on clean validation images.")
     with right:
         rows = [
-            {"Kind": kind.replace("_", " "), "n": row["n"], "Rejected": f"{row['rejected_share']:.1%}"}
+            {"Kind": kind.replace("_", " "), "n": f"{row['n']:,}", "Rejected": f"{row['rejected_share']:.1%}"}
             for kind, row in holder.metrics.get("kinds", {}).items()
         ]
         if "clean_test_rejected" in holder.metrics:
             rows.append(
                 {
                     "Kind": "clean test (brain MRI)",
-                    "n": None,
+                    "n": "–",
                     "Rejected": f"{holder.metrics['clean_test_rejected']:.1%}",
                 }
             )
@@ -436,11 +439,7 @@ def _other(run: Run, found: list[Run], key: str) -> Run | None:
 def _picture(run: Run, path: str) -> Path | None:
     """The image of a prediction where its data set is on this machine."""
     root = state.settings().data.root
-    for base in (root.parent / run.metrics["data"]["name"], root):
-        file = base / path
-        if file.is_file() and file.resolve().is_relative_to(base.resolve()):
-            return file
-    return None
+    return find_picture(root.parent / run.metrics["data"]["name"], path) or find_picture(root, path)
 
 
 def _errors(run: Run, found: list[Run]) -> None:
@@ -485,7 +484,7 @@ def _errors(run: Run, found: list[Run]) -> None:
     st.dataframe(shown, hide_index=True, column_config=config, height=280)
     pages = -(-len(shown) // ERRORS_A_PAGE)
     number = (
-        st.number_input(f"Pictures, page of {pages:,}", 1, pages, 1, key=f"evaluation.page.{run.id}")
+        st.number_input(f"Pictures, page of {pages:,}", 1, pages, 1, key=f"evaluation.page.{run.id}", width=220)
         if pages > 1
         else 1
     )
@@ -504,28 +503,11 @@ def _errors(run: Run, found: list[Run]) -> None:
 def _gallery(part: pd.DataFrame, files: list[Path | None]) -> None:
     with st.container(horizontal=True, gap="small", key="sample_grid_errors"):
         for (_, row), file in zip(part.iterrows(), files, strict=True):
-            with st.container(width=185):
+            with st.container(width=220):
                 if file is not None:
-                    st.image(_thumbnail(str(file)), width="stretch")
+                    st.image(thumbnail(str(file)), width="stretch")
                 st.markdown(f"**{_title(row['predicted'])}** {row['p_predicted']:.0%}")
                 st.caption(f"is {_title(row['label']).lower()} · {plain(Path(row['path']).name)}")
-
-
-@st.cache_data(show_spinner=False, max_entries=400)
-def _thumbnail(file: str, side: int = 256) -> np.ndarray:
-    from PIL import Image
-
-    from brainmri.data import read_pixels
-
-    try:
-        pixels = read_pixels(file)
-    except BrainMRIError:
-        return np.zeros((side, side), np.uint8)
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side))
-    square = Image.new("L", (side, side))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return np.asarray(square)
 
 
 def _title(label: str) -> str:

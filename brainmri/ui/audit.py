@@ -1,0 +1,412 @@
+"""What the Dataset audit page shows: saved audits, and a new one that runs beside the page and can be stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+
+from brainmri import audit as auditing
+from brainmri.audit import Audit
+from brainmri.data import read_folder
+from brainmri.errors import BrainMRIError
+from brainmri.ui import state
+from brainmri.ui.pictures import find_picture, thumbnail
+from brainmri.ui.theme import class_title, link, plain
+
+if TYPE_CHECKING:
+    from brainmri.accounts import User
+
+PAIRS_A_PAGE = 6
+_STAGES = ("reading", "indexing", "comparing")
+_PART_OF_STAGE = {"reading": (0.0, 0.3), "indexing": (0.3, 0.15), "comparing": (0.45, 0.55)}
+"""Where a stage starts in the progress bar, and how much of it is its own; about its share of the time."""
+
+
+# --- a running audit --------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Somebody pressed Stop."""
+
+
+@dataclass
+class Job:
+    """One audit in a thread of its own; the page polls it."""
+
+    name: str
+    started: float = field(default_factory=time.monotonic)
+    stage: str = _STAGES[0]
+    done: int = 0
+    total: int = 0
+    result: Audit | None = None
+    error: str | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    finished: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended because it was told to."""
+        return self.finished.is_set() and self.result is None and self.error is None
+
+    @property
+    def share(self) -> float:
+        """Of the work, 0 to 1."""
+        start, width = _PART_OF_STAGE.get(self.stage, (0.0, 0.0))
+        return min(1.0, start + width * self.done / max(self.total, 1))
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """Progress of `audit.audit`; ends it when Stop was pressed."""
+        if self.stop.is_set():
+            raise Stopped
+        self.stage, self.done, self.total = stage, done, total
+
+
+def start(name: str, read: Callable[[], pd.DataFrame], save_to: Path) -> Job:
+    """Start an audit of the table that ``read`` gives; a finished one is saved."""
+    job = Job(name)
+
+    def work() -> None:
+        try:
+            found = auditing.audit(read(), name=name, progress=job.report)
+            found.save(save_to, compressed=True)
+            job.result = found
+        except Stopped:
+            pass
+        except BrainMRIError as error:
+            job.error = str(error)
+        except Exception as error:  # a thread's exception reaches nobody else
+            job.error = f"the audit broke off ({type(error).__name__}: {error})"
+            raise
+        finally:
+            job.finished.set()
+
+    threading.Thread(target=work, name=f"audit {name}", daemon=True).start()
+    return job
+
+
+@st.cache_resource(show_spinner=False)
+def _jobs() -> dict[str, Job]:
+    """The jobs of the process by data folder: two readers do not audit the same images twice at once."""
+    return {}
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def show(user: User) -> None:
+    """The whole page."""
+    folder = state.settings().evaluation.directory
+    saved = {p.parent.name: p.parent for p in sorted(folder.glob("*/audit.json"))}
+    _new_audit(user, folder)
+    if not saved:
+        st.info(
+            "There is no saved audit yet. Audit the configured data set above, or any folder:",
+            icon=":material/content_copy:",
+        )
+        st.code("brainmri audit data/brain_tumor_mri --output evaluations/audit-mine", language="bash")
+        return
+    opened = {name: _open(str(path), (path / "audit.json").stat().st_mtime_ns) for name, path in saved.items()}
+    usable = {name: found for name, found in opened.items() if isinstance(found, Audit)}
+    for name in (n for n in opened if n not in usable):
+        st.warning(plain(str(opened[name])), icon=":material/warning:")
+    if not usable:
+        return
+    chosen = (
+        st.selectbox(
+            "Audit", list(usable), format_func=lambda n: f"{usable[n].summary['name']} · {n}", key="audit.chosen"
+        )
+        if len(usable) > 1
+        else next(iter(usable))
+    )
+    found = usable[chosen]
+    _counts(found)
+    tabs = st.tabs(
+        ["Leaking pairs", "Label conflicts", "Proposed split", "Files and sizes", "How it was found"],
+        key="audit.tab",
+        on_change="rerun",
+    )
+    for tab, section in zip(tabs, (_pairs, _conflicts, _split, _files, _method), strict=True):
+        if tab.open:
+            with tab:
+                section(found)
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _open(path: str, stamp: int) -> Audit | BrainMRIError:
+    try:
+        return Audit.load(path)
+    except BrainMRIError as error:
+        return error
+
+
+def _new_audit(user: User, folder: Path) -> None:
+    root = state.settings().data.root
+    job = _jobs().get(str(root))
+    if job is not None and not job.finished.is_set():
+        _watch(str(root))
+        return
+    if job is not None:
+        _jobs().pop(str(root))
+        if job.error:
+            st.error(plain(job.error), icon=":material/error:")
+        elif job.stopped:
+            st.info("The audit was stopped; what was saved before is shown.", icon=":material/stop_circle:")
+        else:
+            st.success(f"Audited anew in {time.monotonic() - job.started:.0f} s.", icon=":material/check:")
+    if not root.is_dir():
+        st.caption(
+            f":material/image_not_supported: The data set is not on this machine: a saved audit is shown without "
+            f"pictures, and no new one can be made ({plain(str(root.name))}; data.root in config.yaml, or "
+            "BRAINMRI_DATA)."
+        )
+        return
+    if user.id is None:
+        st.caption(":material/lock: A new audit reads every image and is for those who are signed in.")
+        return
+    if st.button(
+        "Audit the data set anew",
+        icon=":material/refresh:",
+        help="Reads every image once; minutes for thousands. The page stays usable, and it can be stopped.",
+    ):
+        _jobs()[str(root)] = start(
+            root.name, lambda: read_folder(root), folder / f"audit-{root.name}".replace("_", "-")
+        )
+        st.rerun()
+
+
+@st.fragment(run_every=1.0)
+def _watch(key: str) -> None:
+    """Progress of the running audit, looked at every second."""
+    job = _jobs().get(key)
+    if job is None or job.finished.is_set():
+        st.rerun()
+    seconds = time.monotonic() - job.started
+    count = f" {job.done:,} of {job.total:,}" if job.total else ""
+    st.progress(job.share, f"{plain(job.name)}: {job.stage}{count} · {seconds:.0f} s")
+    if job.stop.is_set():
+        st.caption("Stopping after the step at hand …")
+    elif st.button("Stop", icon=":material/stop_circle:", key="audit.stop"):
+        job.stop.set()
+        st.rerun(scope="fragment")
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+def _counts(found: Audit) -> None:
+    s = found.summary
+    st.subheader(plain(s["name"]), anchor=False)
+    with st.container(horizontal=True, gap="small"):
+        _metric("Images", s["n_images"])
+        _metric("Different slices", s["n_groups"], "Groups of images that show the same slice")
+        for kind, n in s["pairs"].items():
+            _metric(f"Pairs: {kind}", n)
+        _metric("Label conflicts", len(s["label_conflicts"]), "Slices whose copies carry different labels")
+        _metric("Unreadable", len(s["unreadable"]))
+        _metric("Odd sizes", s["sizes"]["n_odd"], "A side under 64 px, or longer than 1.6 times the other")
+    if not s["leaks"]:
+        st.success("No slice is in two splits.", icon=":material/check:")
+        return
+    for leak in s["leaks"]:
+        share = leak["images"] / leak["of"]
+        st.markdown(
+            f"**{leak['images']:,} of {leak['of']:,} images ({share:.0%}) of {plain(leak['split'])}** show a slice "
+            f"that is in {plain(leak['also_in'])} too."
+        )
+    classes = sorted({c for leak in s["leaks"] for c in leak["classes"]})
+    table = [
+        {
+            "Images of": leak["split"],
+            "also in": leak["also_in"],
+            "all": f"{leak['images']:,}",
+            **{class_title(c): f"{leak['classes'].get(c, 0):,}" for c in classes},
+            "pairs": f"{leak['pairs']:,}",
+        }
+        for leak in s["leaks"]
+    ]
+    st.dataframe(pd.DataFrame(table), hide_index=True)
+
+
+def _metric(title: str, value: int, what: str | None = None) -> None:
+    st.metric(title, f"{value:,}", border=True, width="content", help=what)
+
+
+def _pairs(found: Audit) -> None:
+    pairs = found.pairs
+    if pairs.empty:
+        st.success("No two images show the same slice.", icon=":material/check:")
+        return
+    left, middle, right = st.columns(3)
+    across = left.segmented_control("Show", ["Across splits", "All"], default="Across splits", key="audit.across")
+    kinds = middle.selectbox("Kind", ["All", *pairs["kind"].value_counts().index], key="audit.kind")
+    order = right.selectbox(
+        "Order",
+        ["As found", "Least alike first", "Most alike first"],
+        key="audit.order",
+        help="The least alike are where to look for wrong links.",
+    )
+    shown = pairs
+    if across != "All":
+        shown = shown[(shown["split_first"] != shown["split_second"])]
+    if kinds != "All":
+        shown = shown[shown["kind"] == kinds]
+    if order != "As found":
+        shown = shown.sort_values("detail_correlation", ascending=order.startswith("Least"), kind="stable")
+    st.caption(f"{len(shown):,} direct links. Copies of copies are in one group without a link of their own.")
+    if shown.empty:
+        return
+    pages = -(-len(shown) // PAIRS_A_PAGE)
+    number = st.number_input(f"Page of {pages:,}", 1, pages, 1, key="audit.page", width=220) if pages > 1 else 1
+    part = shown.iloc[(number - 1) * PAIRS_A_PAGE : number * PAIRS_A_PAGE]
+    root = state.settings().data.root
+    if any(find_picture(root, path) for path in part["first"]):
+        with st.container(horizontal=True, gap="medium"):
+            for _, pair in part.iterrows():
+                with st.container(width=300, border=True):
+                    _pair(root, pair)
+    else:
+        st.info(
+            "The pictures appear here where the data set is on this machine (data.root in config.yaml, or "
+            "BRAINMRI_DATA).",
+            icon=":material/image_not_supported:",
+        )
+    columns = [
+        "first",
+        "split_first",
+        "label_first",
+        "second",
+        "split_second",
+        "label_second",
+        "kind",
+        "orientation",
+        "correlation",
+        "detail_correlation",
+    ]
+    st.dataframe(shown[columns].head(2000), hide_index=True, height=260)
+    st.download_button(
+        "All links (CSV)",
+        lambda: pairs.to_csv(index=False).encode(),
+        "pairs.csv",
+        "text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+    )
+
+
+def _pair(root: Path, pair: pd.Series) -> None:
+    orientation = auditing.ORIENTATIONS.index(pair["orientation"])
+    with st.container(horizontal=True, gap="small"):
+        for side in ("first", "second"):
+            file = find_picture(root, pair[side])
+            with st.container(width=126):
+                if file:
+                    st.image(thumbnail(str(file)), width="stretch")
+                st.caption(
+                    f"**{plain(pair[f'split_{side}'])}** · {class_title(pair[f'label_{side}'])}  \n"
+                    f"{plain(Path(pair[side]).name)}"
+                )
+    turned = f", {pair['orientation']}" if orientation else ""
+    st.caption(f"{pair['kind']}{turned} · detail correlation {pair['detail_correlation']:.3f}")
+
+
+def _conflicts(found: Audit) -> None:
+    conflicts, second = found.summary["label_conflicts"], found.summary["second_labels"]
+    if not conflicts and not second:
+        st.success("No slice carries two labels.", icon=":material/check:")
+        return
+    root = state.settings().data.root
+    for conflict in conflicts:
+        with st.container(border=True):
+            st.markdown(
+                f"**Group {conflict['group']}** · "
+                + " or ".join(sorted({class_title(i["label"]).lower() for i in conflict["images"]}))
+                + "?"
+            )
+            with st.container(horizontal=True, gap="small"):
+                for image in conflict["images"]:
+                    file = find_picture(root, image["path"])
+                    with st.container(width=150):
+                        if file:
+                            st.image(thumbnail(str(file)), width="stretch")
+                        st.caption(f"{class_title(image['label'])}  \n{plain(image['path'])}")
+    if second:
+        st.markdown("**Another label column of the manifest disagrees**")
+        st.dataframe(pd.DataFrame(second), hide_index=True)
+
+
+def _split(found: Audit) -> None:
+    proposed = found.summary["proposed_split"]
+    st.markdown(
+        "Whole groups only, stratified by class: no slice is on two sides. In validation and test one image of a "
+        "group counts; its further copies are `repeat` and belong nowhere."
+    )
+    counts: dict[str, dict[str, Any]] = proposed["counts"]
+    order = [s for s in ("train", "val", "test", "repeat") if s in counts]
+    table = pd.DataFrame(
+        [
+            {
+                "Split": s,
+                **{class_title(c): f"{n:,}" for c, n in counts[s].items()},
+                "all": f"{sum(counts[s].values()):,}",
+            }
+            for s in order
+        ]
+    )
+    st.dataframe(table, hide_index=True)
+    if proposed["leaks"]:
+        st.error("This split leaks: see audit.json.", icon=":material/error:")
+    else:
+        st.success("Checked: no slice of it is in two of train, val and test.", icon=":material/check:")
+    manifest = found.proposed()
+    st.download_button(
+        "Download the proposed split (CSV)",
+        lambda: manifest.to_csv(index=False).encode(),
+        "proposed_split.csv",
+        "text/csv",
+        icon=":material/download:",
+        type="primary",
+        on_click="ignore",
+    )
+    st.caption(
+        "A manifest for `brainmri train` and `brainmri evaluate --manifest`. Copies are all it knows of: where "
+        "patients are known, give the audit a `patient` column, and it keeps them together too."
+    )
+
+
+def _files(found: Audit) -> None:
+    s = found.summary
+    st.markdown(
+        f"**{s['sizes']['distinct']:,} different sizes**; the commonest: "
+        + ", ".join(f"{size} ({n:,})" for size, n in s["sizes"]["commonest"].items())
+    )
+    left, right = st.columns(2)
+    left.markdown(f"**{len(s['unreadable'])} unreadable files**")
+    if s["unreadable"]:
+        left.dataframe(pd.DataFrame(s["unreadable"]), hide_index=True)
+    right.markdown(f"**{s['sizes']['n_odd']} odd sizes**")
+    if s["sizes"]["odd"]:
+        right.dataframe(pd.DataFrame(s["sizes"]["odd"]), hide_index=True, height=300)
+
+
+def _method(found: Audit) -> None:
+    s = found.summary
+    limits, cost = s["thresholds"], s["cost"]
+    st.markdown(
+        "Every picture becomes a 64 × 64 thumbnail; its nearest neighbours in fine structure, in all eight ways it can "
+        f"be turned and mirrored, are compared in full. Two pictures are the same slice from a correlation of "
+        f"**{limits['correlation']}** and, of the fine structure, **{limits['detail_correlation']}**; brightness, "
+        "contrast and sharpness do not count. Groups are chains of such links."
+    )
+    st.markdown(
+        "Neighbouring slices of one patient are different pictures, and leak all the same: no audit of pictures "
+        "finds them."
+    )
+    st.caption(f"{cost['seconds']:.0f} s on {cost['cpu_count']} cores, {cost['peak_memory_mb']:,.0f} MB.")
+    link("pages/explore/evaluation.py", "What the leaks do to a model's figures")
