@@ -1,4 +1,7 @@
-"""Heatmaps in real Chromium: upload, four methods, move the opacity, export; and no script run while sliders move."""
+"""Heatmaps in real Chromium with the shipped network: upload, four methods, move the opacity, export.
+
+No script run while sliders move; nothing wider than a phone; one finger scrolls the page until zoomed in.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,19 @@ import pytest
 from conftest import need_real_part
 from PIL import Image
 
+from brainmri import synthetic
+from brainmri.config import load_settings
+
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-METHODS = ["Grad-CAM", "Grad-CAM++", "HiResCAM", "LayerCAM"]
+METHODS = ["Grad-CAM", "HiResCAM", "LayerCAM", "Occlusion"]
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory, tiny_models):
+def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    (folder / "config.yaml").write_text(f"model: {{id: tiny, directory: '{tiny_models}'}}\n", "utf-8")
+    model = load_settings().model
+    (folder / "config.yaml").write_text(f"model: {{id: {model.id}, directory: '{model.directory}'}}\n", "utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,10 +86,9 @@ def page(browser, address):
 
 
 @pytest.fixture(scope="module")
-def scan(slices) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(slices[4]).save(buffer, "PNG")
-    return buffer.getvalue()
+def scan() -> bytes:
+    """A sample with a true outline, as a file: the page knows it by its hash."""
+    return synthetic.sample("meningioma").content
 
 
 def settle(page) -> None:
@@ -109,7 +115,7 @@ def pixels(page, panel: int) -> np.ndarray:
 def test_upload_four_methods_move_opacity_export(page, scan, tmp_path):
     upload(page, scan)
     methods = page.get_by_test_id("stMultiSelect").filter(has_text="Methods").get_by_role("combobox")
-    for name in ("Grad-CAM++", "LayerCAM"):
+    for name in ("LayerCAM", "Occlusion"):
         methods.click()
         page.get_by_role("option", name=name, exact=True).click()
     methods.press("Escape")
@@ -132,15 +138,38 @@ def test_upload_four_methods_move_opacity_export(page, scan, tmp_path):
     hidden = pixels(page, 1)
     assert np.abs(hidden - image).sum() < np.abs(after - image).sum()
     page.locator("[data-name=threshold]").fill("0.3")
+    page.locator("[data-name=outline]").uncheck()
+    page.locator("[data-name=peak]").uncheck()
+    page.wait_for_timeout(200)
+    assert np.abs(pixels(page, 0) - image).sum() > 0, "the true outline goes away"
+    small = page.locator("canvas.view").nth(1).bounding_box()["width"]
+    tops = {round(box["y"]) for box in (v.bounding_box() for v in page.locator("canvas.view").all())}
+    assert len(tops) == 1, "five pictures in one row"
+    page.locator("[data-name=size]").select_option("large")
+    page.wait_for_timeout(300)
+    assert page.locator("canvas.view").nth(1).bounding_box()["width"] > 1.5 * small
+    page.locator("[data-name=size]").select_option("fit")
+    page.wait_for_timeout(300)
     page.locator("[data-name=colourMap]").select_option("viridis")
     page.locator("[data-name=style]").select_option("contour")
     page.locator("[data-name=brainOnly]").check()
     page.locator("[data-name=width]").fill("120")
     page.locator("[data-name=centre]").fill("90")
     view = page.locator("canvas.view").nth(1)
+    assert view.evaluate("v => v.style.touchAction") == "pan-y"
+    others = pixels(page, 0)
     view.hover(position={"x": 60, "y": 60})
     page.mouse.wheel(0, -300)
     page.wait_for_timeout(300)
+    assert view.evaluate("v => v.style.touchAction") == "none"
+    assert np.abs(pixels(page, 0) - others).sum() > 0, "the image zooms with the map"
+    view.focus()
+    zoomed = pixels(page, 2)
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(200)
+    assert np.abs(pixels(page, 2) - zoomed).sum() > 0, "an arrow key moves every picture"
+    view.hover(position={"x": 60, "y": 60})
+    page.wait_for_timeout(200)
     readout = page.locator(".probe").all_inner_texts()
     assert "row" in readout[0]
     assert "image" in readout[0]
