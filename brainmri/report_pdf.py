@@ -266,12 +266,14 @@ def _draw_patient(page: _Page, content: Content) -> None:
 
 
 def _draw_pictures(page: _Page, content: Content) -> None:
+    from brainmri.explain import METHODS
     from brainmri.explain.colour import overlay
 
     original = content.mri_slice
     pictures: list[tuple[str, np.ndarray, bool]] = [("Slice as read", original.pixels, False)]
     for e in content.explanations:
-        caption = f"{e.method}, evidence for {CLASS_TITLES.get(e.target_class, e.target_class).lower()}"
+        method = METHODS[e.method].title if e.method in METHODS else e.method
+        caption = f"{method}, evidence for {CLASS_TITLES.get(e.target_class, e.target_class).lower()}"
         pictures.append((caption, overlay(original.pixels, e.saliency_map), True))
     columns = 2 if len(pictures) <= 2 else 3
     gap = 5 * _MM

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 
 import jwt
 import streamlit as st
-from extra_streamlit_components import CookieManager
 from PIL import Image
 from streamlit_authenticator import Authenticate
 from streamlit_authenticator.controllers import AuthenticationController, CookieController
@@ -27,8 +28,8 @@ PRODUCT = "Brain MRI"
 TAGLINE = "Sorts brain-MRI slices into glioma, meningioma, pituitary tumour and no tumour, and shows what it looked at."
 DISCLAIMER = "For research and teaching. Not a medical device, not a diagnosis."
 
-_PENDING = "brainmri_cookie"
-"""Session state: what the browser has still to do with its cookie, until it says that it has."""
+_COOKIE = "brainmri_cookie"
+"""Session state: what this session last had the browser do with its cookie, as the JavaScript that does it."""
 
 _MESSAGE = "brainmri_message"
 
@@ -65,38 +66,33 @@ class SessionCookie(CookieModel):
     def set_cookie(self) -> None:
         """Have the browser keep the session; see `flush`."""
         self.exp_date = self._set_exp_date()
-        st.session_state[_PENDING] = ("set", self._token_encode())
+        self._write(self._token_encode(), int(self.exp_date or 0))
 
     def delete_cookie(self) -> None:
         """Have the browser forget the session; see `flush`."""
-        st.session_state[_PENDING] = ("delete", "")
+        self._write("", 0)
 
     def _token_encode(self) -> str:
         claims = {"session_id": st.session_state[SESSION_KEY], "exp": int(self.exp_date or 0)}
         return jwt.encode(claims, self.cookie_key, algorithm="HS256")
 
-    def flush(self) -> None:
-        """Put the component that sets or deletes the cookie on the page, run after run, until the browser has done it.
+    def _write(self, value: str, expires: int) -> None:
+        secure = "; Secure" if (st.context.url or "").startswith("https:") else ""
+        cookie = (
+            f"{self.cookie_name}={value}; Expires={formatdate(expires, usegmt=True)}; Path=/; SameSite=Strict{secure}"
+        )
+        st.session_state[_COOKIE] = f"document.cookie = {json.dumps(cookie)}".replace("<", "\\u003c")
 
-        A single run would not do: a rerun right behind it takes the component away before its script has begun.
+    def flush(self) -> None:
+        """Put the script that sets or deletes the cookie on the page, for the rest of the session.
+
+        The browser runs it once. A component would answer with a rerun of its own, in which a click that has just been
+        made is lost.
         """
-        frame = st.container(key="cookie_frame")  # always there: what stands below must not move under a click
-        action, value = st.session_state.get(_PENDING, (None, ""))
-        if action is None:
-            return
-        key = f"{_PENDING}_{action}_{value[-16:]}"
-        if st.session_state.get(key):
-            del st.session_state[_PENDING]
-            return
-        with frame:
-            manager = CookieManager(key=f"{key}_init")
-            if action == "set":
-                seconds = self.cookie_expiry_days * 86400
-                secure = (st.context.url or "").startswith("https:")
-                manager.set(self.cookie_name, value, key=key, max_age=seconds, secure=secure, same_site="strict")
-            else:
-                manager.cookies[self.cookie_name] = ""  # the manager fails on a cookie it has not read yet
-                manager.delete(self.cookie_name, key=key)
+        st.html("<style>.st-key-cookie_frame { display: none; }</style>")
+        with st.container(key="cookie_frame"):  # always there: what stands below must not move under a click
+            if script := st.session_state.get(_COOKIE):
+                st.html(f"<script>{script}</script>", unsafe_allow_javascript=True)
 
 
 class DatabaseController(AuthenticationController):
@@ -124,10 +120,10 @@ class DatabaseController(AuthenticationController):
         """End all of the user's sessions and forget everything this one holds."""
         if user := signed_in_user():
             accounts.sign_out(database(), user)
-        pending = st.session_state.get(_PENDING)
+        script = st.session_state.get(_COOKIE)
         st.session_state.clear()
-        if pending:
-            st.session_state[_PENDING] = pending
+        if script:
+            st.session_state[_COOKIE] = script
 
     def register_user(
         self,

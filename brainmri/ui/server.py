@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from streamlit import get_option
 from streamlit.runtime.pages_manager import PagesManager
 
 from brainmri.errors import BrainMRIError
@@ -12,7 +13,7 @@ from brainmri.ui import state
 
 
 def start() -> None:
-    """Check the configuration, open the database, begin to load the model.
+    """Check the configuration, open the database, begin to load the model, print the address.
 
     Raises
     ------
@@ -29,3 +30,7 @@ def start() -> None:
     PagesManager.uses_pages_directory = False
     state.classifier_ready()
     threading.Thread(target=samples, name="draw samples", daemon=True).start()  # the first page shows them
+    if get_option("logger.hideWelcomeMessage"):
+        address, port = get_option("server.address") or "localhost", get_option("server.port")
+        scheme = "https" if get_option("server.sslCertFile") else "http"
+        print(f"\n  {scheme}://{address}:{port}/{get_option('server.baseUrlPath').strip('/')}\n", flush=True)

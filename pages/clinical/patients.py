@@ -5,8 +5,8 @@ import streamlit as st
 from brainmri.ui import patients, state
 from brainmri.ui.theme import page_header
 
-page_header("Patients", "Answers gathered by patient: timeline, comparison, corrections that keep what was there.")
 user = state.require_role("reader", "radiologist", "admin")
+page_header("Patients", "Answers gathered by patient: timeline, comparison, corrections that keep what was there.")
 if asked := st.query_params.get("patient", ""):
     patients.show_patient(asked, user)
 else:

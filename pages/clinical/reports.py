@@ -5,8 +5,8 @@ import streamlit as st
 from brainmri.ui import reports, state
 from brainmri.ui.theme import page_header
 
-page_header("Reports", "Write findings on a kept case, sign them, and check any report's PDF.")
 user = state.require_role("reader", "radiologist", "admin")
+page_header("Reports", "Write findings on a kept case, sign them, and check any report's PDF.")
 write, verify = st.tabs(["Write", "Verify"])
 with write:
     record = reports.pick_record(user)

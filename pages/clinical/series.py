@@ -3,8 +3,8 @@
 from brainmri.ui import series, state
 from brainmri.ui.theme import page_header
 
-page_header("Series viewer", "Scroll through a DICOM series, see which slices drive the answer, keep it.")
 user = state.current_user()
+page_header("Series viewer", "Scroll through a DICOM series, see which slices drive the answer, keep it.")
 reading = series.pick_upload(user)
 if reading is None:
     series.empty_state()

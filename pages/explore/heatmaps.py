@@ -5,8 +5,8 @@ import streamlit as st
 from brainmri.ui import heatmaps, state
 from brainmri.ui.theme import page_header
 
-page_header("Heatmaps", "Where in the slice the network's score for a class comes from, method beside method.")
 user = state.current_user()
+page_header("Heatmaps", "Where in the slice the network's score for a class comes from, method beside method.")
 maps, trust = st.tabs(["Maps", "How far to trust this map"])
 with maps:
     heatmaps.show_maps(user)
