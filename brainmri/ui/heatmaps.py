@@ -211,16 +211,14 @@ def _analyse(case: Case) -> Analysis:
 
 def _show_answer(analysis: Analysis, given: str | None) -> None:
     first = max(analysis.probabilities, key=analysis.probabilities.__getitem__)
-    with st.container(horizontal=True, gap="small"):
-        if analysis.decision == "class":
-            st.metric("The model says", class_title(analysis.label), border=True, width="content")
-        else:
-            shown = "Undecided" if analysis.decision == "undecided" else "Rejected"
-            st.metric("The model says", shown, border=True, width="content")
+    with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
+        shown = {"undecided": "Undecided", "rejected": "Rejected"}.get(analysis.decision)
+        st.metric("The model says", shown or class_title(analysis.label), border=True, width="content")
         if given is not None:
             st.metric("You said", readings.CLASS_VERDICTS[given], border=True, width="content")
-    if analysis.decision != "rejected":
-        st.markdown(" · ".join(f"{CLASS_TITLES[n]} **{p:.1%}**" for n, p in analysis.probabilities.items()))
+        if analysis.decision != "rejected":
+            scores = " · ".join(f"{CLASS_TITLES[n]} **{p:.1%}**" for n, p in analysis.probabilities.items())
+            st.markdown(scores, width="content")
     if analysis.decision == "undecided":
         st.caption(f"No class stands out enough. The largest score is that of {class_title(first).lower()}.")
 
