@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +105,39 @@ def test_rejected_images_need_the_option_and_the_picture_says_so(app_settings, s
     dark_red = (abs(marked - [139, 0, 0]).sum(-1) < 40).sum()
     unmarked = np.asarray(Image.open(plain / "scan.grad-cam.png").convert("RGB"), int)
     assert dark_red > 300 + (abs(unmarked - [139, 0, 0]).sum(-1) < 40).sum()
+
+
+def test_the_study_runs_from_a_manifest_and_goes_on(app_settings, tiny_models, tiny_blocks, slices, tmp_path):
+    labels = ["glioma", "meningioma", "pituitary", "notumor"]
+    table = ["path,label,mask,split"]
+    for i, label in enumerate(labels):
+        Image.fromarray(slices[i]).save(tmp_path / f"{i}.png")
+        mask = np.zeros(slices[i].shape, np.uint8)
+        mask[30:50, 30:50] = 255
+        Image.fromarray(mask).save(tmp_path / f"m{i}.png")
+        table.append(f"{i}.png,{label},{'' if label == 'notumor' else f'm{i}.png'},test")
+    (tmp_path / "manifest.csv").write_text("\n".join(table))
+    page = tmp_path / "page.md"
+    page.write_text((Path(__file__).parent.parent / "docs" / "explanations.md").read_text("utf-8"), "utf-8")
+    arguments = [
+        "explain-eval", "--manifest", tmp_path / "manifest.csv", "--images", tmp_path, "--split-column", "split",
+        "--limit", 2, "--precision", "float32", "--work", tmp_path / "work", "--docs", page, "--output",
+        tmp_path / "result.json", "--beside", tiny_models / "tiny.json",
+    ]  # fmt: skip
+    card = (tiny_models / "tiny.json").read_text()
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    assert "Localisation: 2 of 2" in result.stderr
+    assert "Sanity (weight randomisation): 8 of 8" in result.stderr
+    measured = json.loads((tmp_path / "result.json").read_text())
+    assert [network["model_id"] for network in measured["peak_in_mask"]] == ["tiny", "tiny"]
+    text = page.read_text("utf-8")
+    assert "Not measured yet" not in text
+    for words in ("| Grad-CAM |", "| All | 2 |", "| Random (baseline) |", "Model `tiny`"):
+        assert words in text
+    assert (tiny_models / "tiny.json").read_text() == card  # a trial does not touch the card
+    again = CliRunner().invoke(app, list(map(str, arguments)))
+    assert again.exit_code == 0
+    repeated = json.loads((tmp_path / "result.json").read_text())
+    for part in ("peak_in_mask", "localisation", "faithfulness", "sanity"):
+        assert repeated[part] == measured[part]
