@@ -129,13 +129,13 @@ def audit(
         raise DataError("there is nothing to audit: the table has no rows")
     start, cpu = time.perf_counter(), time.process_time()
     say: Progress = progress or (lambda stage, done, total: None)
-    read, sizes, sha256, unreadable = _read(table, say, threads)
-    usable = np.flatnonzero([r is not None for r in read])
+    thumbnails, sizes, sha256, unreadable = _read(table, say, threads)
+    usable = np.flatnonzero(sizes[:, 0] > 0)
     if not len(usable):
         raise DataError(f"none of {len(table)} files can be read (first: {unreadable[0]['error']})")
     rows = table.iloc[usable].reset_index(drop=True)
-    thumbnails = np.stack([read[i] for i in usable])
-    del read
+    if unreadable:
+        thumbnails = thumbnails[usable]
     images = pd.DataFrame({"path": rows["path"], "label": rows["label"], "split": rows["split"]})
     images["height"], images["width"] = sizes[usable, 0], sizes[usable, 1]
     digests = np.array(sha256, object)[usable]
@@ -200,15 +200,18 @@ def _read(table: pd.DataFrame, say: Progress, threads: int | None):
         except BrainMRIError as error:
             return None, (0, 0), "", str(error)
 
-    found: list[Any] = []
-    files = table["file"].tolist()
+    files, paths = table["file"].tolist(), table["path"].tolist()
+    thumbnails = np.zeros((len(files), SIDE, SIDE), np.uint8)
+    sizes, sha256, unreadable = np.zeros((len(files), 2), int), [""] * len(files), []
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for start in range(0, len(files), 256):
-            found += pool.map(one, files[start : start + 256])
-            say("reading", len(found), len(files))
-    paths = table["path"].tolist()
-    unreadable = [{"path": p, "error": f[3]} for p, f in zip(paths, found, strict=True) if f[3]]
-    return [f[0] for f in found], np.array([f[1] for f in found]), [f[2] for f in found], unreadable
+            for i, (small, shape, digest, error) in enumerate(pool.map(one, files[start : start + 256]), start):
+                if small is None:
+                    unreadable.append({"path": paths[i], "error": error})
+                else:
+                    thumbnails[i], sizes[i], sha256[i] = small, shape, digest
+            say("reading", min(start + 256, len(files)), len(files))
+    return thumbnails, sizes, sha256, unreadable
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------
@@ -422,7 +425,7 @@ def find_leaks(images: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _conflicts(images: pd.DataFrame) -> list[dict[str, Any]]:
     """Groups whose copies carry different labels."""
-    differing = images.groupby("group").filter(lambda part: part["label"].nunique() > 1)
+    differing = images[images.groupby("group")["label"].transform("nunique") > 1]
     return [
         {"group": int(group), "images": part[["path", "label"]].to_dict("records")}
         for group, part in differing.groupby("group")
@@ -474,8 +477,9 @@ def propose_split(
     rng = np.random.default_rng(seed)
     frame = pd.DataFrame({"label": labels, "group": groups})
     # A group with several labels goes where its commonest label puts it, whole all the same.
-    by_group = frame.groupby("group")["label"].agg([lambda s: s.value_counts().index[0], "size"])
-    by_group.columns = ["label", "size"]
+    counts = frame.groupby("group")["label"].value_counts(sort=True).reset_index()
+    by_group = counts.drop_duplicates("group").set_index("group").sort_index()[["label"]]
+    by_group["size"] = frame.groupby("group").size()
     side: dict[Any, str] = {}
     for _, part in by_group.groupby("label", sort=True):
         part = part.iloc[rng.permutation(len(part))]

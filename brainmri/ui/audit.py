@@ -267,9 +267,9 @@ def _pairs(found: Audit) -> None:
     part = shown.iloc[(number - 1) * PAIRS_A_PAGE : number * PAIRS_A_PAGE]
     root = state.settings().data.root
     if any(find_picture(root, path) for path in part["first"]):
-        with st.container(horizontal=True, gap="medium"):
+        with st.container(horizontal=True, gap="small"):
             for _, pair in part.iterrows():
-                with st.container(width=300, border=True):
+                with st.container(width=296, border=True):
                     _pair(root, pair)
     else:
         st.info(
@@ -305,14 +305,14 @@ def _pair(root: Path, pair: pd.Series) -> None:
     with st.container(horizontal=True, gap="small"):
         for side in ("first", "second"):
             file = find_picture(root, pair[side])
-            with st.container(width=126):
+            with st.container(width=122):
                 if file:
                     st.image(thumbnail(str(file)), width="stretch")
                 st.caption(
                     f"**{plain(pair[f'split_{side}'])}** · {class_title(pair[f'label_{side}'])}  \n"
                     f"{plain(Path(pair[side]).name)}"
                 )
-    turned = f", {pair['orientation']}" if orientation else ""
+    turned = f", {pair['orientation']}" if orientation > 1 else ""
     st.caption(f"{pair['kind']}{turned} · detail correlation {pair['detail_correlation']:.3f}")
 
 
@@ -322,20 +322,21 @@ def _conflicts(found: Audit) -> None:
         st.success("No slice carries two labels.", icon=":material/check:")
         return
     root = state.settings().data.root
-    for conflict in conflicts:
-        with st.container(border=True):
-            st.markdown(
-                f"**Group {conflict['group']}** · "
-                + " or ".join(sorted({class_title(i["label"]).lower() for i in conflict["images"]}))
-                + "?"
-            )
-            with st.container(horizontal=True, gap="small"):
-                for image in conflict["images"]:
-                    file = find_picture(root, image["path"])
-                    with st.container(width=150):
-                        if file:
-                            st.image(thumbnail(str(file)), width="stretch")
-                        st.caption(f"{class_title(image['label'])}  \n{plain(image['path'])}")
+    with st.container(horizontal=True, gap="small"):
+        for conflict in conflicts:
+            with st.container(width=460, border=True):
+                st.markdown(
+                    f"**Group {conflict['group']}** · "
+                    + " or ".join(sorted({class_title(i["label"]).lower() for i in conflict["images"]}))
+                    + "?"
+                )
+                with st.container(horizontal=True, gap="small"):
+                    for image in conflict["images"]:
+                        file = find_picture(root, image["path"])
+                        with st.container(width=150):
+                            if file:
+                                st.image(thumbnail(str(file)), width="stretch")
+                            st.caption(f"{class_title(image['label'])}  \n{plain(image['path'])}")
     if second:
         st.markdown("**Another label column of the manifest disagrees**")
         st.dataframe(pd.DataFrame(second), hide_index=True)

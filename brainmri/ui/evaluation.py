@@ -29,16 +29,16 @@ _TABS = ("Classes", "Tumour or none", "Probabilities", "Gate", "Errors", "Subgro
 _MEASURES = {
     "accuracy": "Accuracy",
     "baseline": "Nearest neighbour",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "roc_auc_macro": "Macro AUC",
     "tumour_roc_auc": "AUC, tumour or none",
     "sensitivity": "Tumours found",
     "specificity": "None called none",
+    "accuracy_decided": "Accuracy, decided",
+    "rejected_share": "Rejected",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "roc_auc_macro": "Macro AUC",
     "ece": "ECE",
     "coverage_95": "95 % sets cover",
-    "rejected_share": "Rejected",
-    "accuracy_decided": "Accuracy, decided",
 }
 
 
@@ -215,7 +215,7 @@ def _classes(run: Run, found: list[Run]) -> None:
     if not m["n_typed"]:
         _undefined(run, "accuracy")
         return
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([4, 5], gap="large")
     with left:
         st.markdown("**Confusion matrix**")
         how = st.segmented_control(
