@@ -15,7 +15,7 @@ from scipy import ndimage
 REJECTION = 0.01
 """Share of validation heads that the gate may turn away."""
 
-COMPONENTS, HIDDEN, PENALTY = 96, 600, 3e-5
+COMPONENTS, HIDDEN, PENALTY = 160, 1000, 1e-4
 SIDE = 64
 DEPTHS = (1.5, 2.5, 3.5, 4.5, 5.5, 7, 9, 12, 16, 22)
 """Edges of the shells that a head is cut into from its outline inwards, in pixels of 64 a side."""

@@ -81,17 +81,23 @@ def _noise(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
 
 
 def _photograph(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
-    """A subject on a plain or graded ground, bright or dark."""
+    """A subject before a ground, each plain, graded, leaves or cut from a photograph."""
     shape = _shape(rng)
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     ground = rng.random() + rng.uniform(-0.6, 0.6) * rows / shape[0] + rng.uniform(-0.4, 0.4) * columns / shape[1]
     ground = ground + rng.uniform(0, 0.3) * (_spectrum(rng, shape, rng.uniform(1, 2)) - 0.5)
-    subject = _dead_leaves(rng, head)
-    subject = ndimage.zoom(subject, [a / b for a, b in zip(shape, subject.shape, strict=True)], order=1)
+    if rng.random() < 0.4:
+        ground = _fit(_photograph_crop(rng, head), shape) * rng.uniform(0.4, 1)
+    subject = _fit((_dead_leaves if rng.random() < 0.5 else _photograph_crop)(rng, head), shape)
     y, x = shape[0] * rng.uniform(0.3, 0.8), shape[1] * rng.uniform(0.3, 0.7)
     blob = ndimage.gaussian_filter(_spectrum(rng, shape, 2.0), 3)
     blob = blob + 0.6 * np.exp(-(((rows - y) / 45) ** 2 + ((columns - x) / 40) ** 2))
-    return np.where(blob > np.quantile(blob, rng.uniform(0.4, 0.8)), subject, ground)
+    picture = np.where(blob > np.quantile(blob, rng.uniform(0.4, 0.8)), subject, ground)
+    return ndimage.gaussian_filter(picture, rng.uniform(0.2, 1.5))
+
+
+def _fit(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return ndimage.zoom(picture, [a / b for a, b in zip(shape, picture.shape, strict=True)], order=1)
 
 
 @functools.cache
@@ -117,7 +123,9 @@ def _photograph_crop(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
     top, left = rng.integers(whole.shape[0] - height + 1), rng.integers(whole.shape[1] - width + 1)
     part = whole[top : top + height, left : left + width][:, :: rng.choice([-1, 1])]
     size = _shape(rng)[::-1]
-    part = np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize(size, Image.Resampling.BILINEAR))
+    angle = rng.uniform(-25, 25) if rng.random() < 0.3 else 0.0
+    turned = Image.fromarray(np.ascontiguousarray(part)).rotate(angle, Image.Resampling.BILINEAR)
+    part = np.asarray(turned.resize(size, Image.Resampling.BILINEAR))
     return (1 - part if rng.random() < 0.15 else part) ** rng.uniform(0.5, 2)
 
 
@@ -162,9 +170,8 @@ def _head_ct(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
 def _object(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
     """A head's outline with no brain in it: a thing on a black ground."""
     outline = ndimage.binary_fill_holes(ndimage.gaussian_filter(head, 1) > 0.1)
-    inside = (_dead_leaves if rng.random() < 0.5 else _noise)(rng, head)
-    inside = ndimage.zoom(inside, [a / b for a, b in zip(head.shape, inside.shape, strict=True)], order=1)
-    return np.where(outline, 0.2 + 0.8 * inside, 0)
+    inside = (_dead_leaves, _noise, _photograph_crop)[int(rng.integers(3))](rng, head)
+    return np.where(outline, 0.2 + 0.8 * _fit(inside, (head.shape[0], head.shape[1])), 0)
 
 
 def _page(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
@@ -193,20 +200,20 @@ def _negative(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
 
 
 KINDS: tuple[Callable[[np.random.Generator, np.ndarray], np.ndarray], ...] = (
-    _dead_leaves,
+    _photograph_crop,
     _head_ct,
     _photograph,
     _x_ray,
-    _head_ct,
-    _noise,
-    _photograph_crop,
-    _x_ray,
-    _head_ct,
-    _photograph_crop,
     _dead_leaves,
     _object,
-    _shuffled,
+    _photograph_crop,
+    _noise,
+    _photograph,
+    _head_ct,
+    _photograph_crop,
     _negative,
     _page,
-    _object,
+    _x_ray,
+    _photograph,
+    _shuffled,
 )
