@@ -497,6 +497,12 @@ def show_trust() -> None:
     if plan["limit"] is not None:
         st.warning(f"A quick run on {result['localisation']['n']} images, not the whole test split.")
     st.subheader("Does it point at the tumour?", anchor=False)
+    right = result["peak_in_mask"][0]["subsets"]["right"]
+    if right["n"]:
+        st.markdown(
+            f"Where the class is right, Grad-CAM's peak lies in or beside the tumour in **{right['rate']:.0%}** of "
+            f"{right['n']} images; the middle of the head would in {right['baseline_centre']:.0%}."
+        )
     st.dataframe(_peak_frame(result["peak_in_mask"]), hide_index=True)
     st.caption(
         "Share of images whose Grad-CAM peak, for the predicted class, lies in the expert mask or within one cell of "
@@ -556,9 +562,10 @@ def _peak_frame(networks: list[dict]) -> pd.DataFrame:
                 "Images": title,
                 "n": " / ".join(dict.fromkeys(str(network["subsets"][name]["n"]) for network in networks)),
                 **{network["model_id"]: cell(network["subsets"][name]) for network in networks},
-                "Centre of the head (baseline)": networks[0]["subsets"][name]["baseline_centre"],
+                "Centre of the head (baseline)": "–" if centre is None else f"{centre:.3f}",
             }
             for name, title in PEAK_SUBSETS.items()
+            for centre in [networks[0]["subsets"][name]["baseline_centre"]]
         ]
     )
 
@@ -574,11 +581,12 @@ def _bars(methods: dict, measure: str, title: str) -> None:
         }
         for name, values in methods.items()
     ]
+    top = max(0.1, *(row["high"] for row in rows))
     base = alt.Chart(pd.DataFrame(rows)).encode(
         y=alt.Y("Method:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
     )
     bars = base.mark_bar(height={"band": 0.6}).encode(
-        x=alt.X("value:Q", title=title, scale=alt.Scale(domainMin=0)),
+        x=alt.X("value:Q", title=title, scale=alt.Scale(domain=[0, top], nice=True)),
         color=alt.Color(
             "kind:N", scale=alt.Scale(domain=["method", "baseline"], range=["#14919b", "#9aa5b1"]), legend=None
         ),
@@ -610,14 +618,16 @@ def _cascade(sanity: dict) -> None:
         for name, values in sanity["methods"].items()
         for i, stage in enumerate(sanity["stages"])
     ]
+    lowest = min(row["rank correlation"] for row in rows)
+    legend = alt.Legend(orient="bottom", columns=2, symbolSize=400, symbolType="stroke")
     chart = (
-        alt.Chart(pd.DataFrame(rows))
+        alt.Chart(pd.DataFrame(rows), height=540)
         .mark_line(point=True)
         .encode(
-            x=alt.X("stage:N", sort=sanity["stages"], title="randomised down to"),
-            y=alt.Y("rank correlation:Q", scale=alt.Scale(domain=[-0.5, 1])),
-            color=alt.Color("Method:N", sort=None, scale=alt.Scale(scheme="tableau10")),
-            strokeDash=alt.StrokeDash("Method:N", sort=None),
+            x=alt.X("stage:N", sort=sanity["stages"], title="randomised down to", axis=alt.Axis(labelAngle=-35)),
+            y=alt.Y("rank correlation:Q", scale=alt.Scale(domain=[min(-0.2, lowest), 1])),
+            color=alt.Color("Method:N", sort=None, scale=alt.Scale(scheme="tableau10"), legend=legend),
+            strokeDash=alt.StrokeDash("Method:N", sort=None, legend=legend),
             tooltip=["Method", "stage", alt.Tooltip("rank correlation:Q", format=".2f")],
         )
     )
