@@ -6,8 +6,10 @@ All of it is fitted after training by `fit_rule` (command ``brainmri calibrate``
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -191,17 +193,37 @@ def fit_temperature(logits: np.ndarray, y_true: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(log_loss, bounds=(-3, 3), method="bounded").x))
 
 
-def conformal_quantile(probabilities: np.ndarray, y_true: np.ndarray, level: float) -> float:
+def conformal_quantile(
+    probabilities: np.ndarray, y_true: np.ndarray, level: float, units: Sequence[Any] | None = None
+) -> float:
     """Split-conformal quantile of the score 1 - p(true class).
 
     The ⌈(n + 1) · level⌉-th smallest of n scores; 1 (every class is in the set) where n is too small for the level.
+
+    Parameters
+    ----------
+    units : sequence of length n, optional
+        What is independent of each other, patients say. Slices of one patient are alike, so n of them promise less than
+        n patients would: the level becomes level · (k + 1) / k with k = n² / Σ n_u², the number of independent images
+        that they are worth (Kish). Without units, or with one image a unit, k is n and this is plain split conformal.
 
     References
     ----------
     .. [1] Sadinle, Lei & Wasserman, "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", JASA 2019.
     .. [2] Angelopoulos & Bates, "A Gentle Introduction to Conformal Prediction", 2021, arXiv:2107.07511.
+    .. [3] Kish, "Survey Sampling", Wiley 1965: effective sample size.
+    .. [4] Dunn, Wasserman & Ramdas, "Distribution-Free Prediction Sets for Two-Layer Hierarchical Models", JASA 2023:
+       the promise for a new subject is governed by the number of subjects.
     """
     scores = np.sort(1.0 - probabilities.astype(np.float64)[np.arange(len(y_true)), y_true])
+    n = len(scores)
+    independent = float(n) if units is None else effective_size(units)
     # 19 digits of a level such as 0.9 are not 0.9: without rounding 10 * 0.9 can become 9.000000000000002 -> 10
-    rank = int(np.ceil(round((len(scores) + 1) * level, 9)))
-    return float(scores[rank - 1]) if rank <= len(scores) else 1.0
+    rank = int(np.ceil(round(n * level * (independent + 1) / independent, 9)))
+    return float(scores[rank - 1]) if rank <= n else 1.0
+
+
+def effective_size(units: Sequence[Any]) -> float:
+    """Kish's effective sample size n² / Σ n_u² of images that come in units."""
+    _, sizes = np.unique(np.asarray(units).astype(str), return_counts=True)
+    return float(sizes.sum() ** 2 / (sizes.astype(np.float64) ** 2).sum())

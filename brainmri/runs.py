@@ -103,7 +103,7 @@ def predict_rows(
     ModelError
         Probabilities that are no numbers.
     """
-    work = Path(work) / _key(classifier, rows)
+    work = Path(work) / key_of(classifier, rows)
     work.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(rows), CHUNK):
@@ -125,7 +125,8 @@ def predict_rows(
     return table
 
 
-def _key(classifier: Classifier, rows: pd.DataFrame) -> str:
+def key_of(classifier: Classifier, rows: pd.DataFrame) -> str:
+    """Changes with weights, engine, decision rule and rows."""
     rule = classifier.rule
     said = [classifier.card.weights_sha256, classifier.engine.name, classifier.engine.precision, rule.temperature]
     said += [rule.quantiles, rule.gate.limits if rule.gate else None, CHUNK]

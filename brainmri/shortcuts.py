@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import zlib
 from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ def robustness(
     *,
     n_images: int = 200,
     seed: int = 0,
+    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, compute: compute(),
     progress: Progress | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Accuracy of the likeliest class, and how much is rejected, under each perturbation as it grows.
@@ -90,7 +92,9 @@ def robustness(
     Parameters
     ----------
     rows : DataFrame
-        With ``file``, ``label`` and ``group``; a sample of ``n_images``, classes in proportion, is used.
+        With ``path``, ``file``, ``label`` and ``group``; a sample of ``n_images``, classes in proportion, is used.
+    kept : callable, optional
+        Takes a point's name and what computes it; may answer from an earlier run.
 
     Returns
     -------
@@ -98,19 +102,17 @@ def robustness(
         Perturbation to points: ``severity``, ``n``, ``accuracy``, ``interval``, ``rejected_share``.
     """
     typed = rows[rows["label"].isin(CLASS_NAMES)]
-    sample = typed.sample(min(n_images, len(typed)), random_state=seed).reset_index(drop=True)
+    share = min(1.0, n_images / max(len(typed), 1))
+    sample = typed.groupby("label").sample(frac=share, random_state=seed).reset_index(drop=True)
     images = [read_pixels(file) for file in sample["file"]]
     bootstrap = GroupBootstrap(sample["group"], 500, seed)
     total = (1 + sum(len(levels) for _, _, levels in PERTURBATIONS.values())) * len(sample)
     done = 0
 
-    def point(severity: float, changed: Sequence[np.ndarray]) -> dict[str, Any]:
-        nonlocal done
+    def point(severity: float, change: Callable[[np.ndarray, str], np.ndarray]) -> dict[str, Any]:
+        changed = [change(x, path) for x, path in zip(images, sample["path"], strict=True)]
         answers = _predict(classifier, changed)
         right = (answers["predicted"].to_numpy(str) == sample["label"].to_numpy(str)).astype(float)
-        done += len(sample)
-        if progress:
-            progress(done, total)
         return {
             "severity": severity,
             "n": len(sample),
@@ -119,15 +121,26 @@ def robustness(
             "rejected_share": round(float((answers["decision"] == "rejected").mean()), 6),
         }
 
-    untouched = point(0, images)
+    def count(result: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        done += len(sample)
+        if progress:
+            progress(done, total)
+        return result
+
+    untouched = count(kept("untouched", lambda: point(0, lambda x, path: x)))
     found = {}
     for name, (change, neutral, severities) in PERTURBATIONS.items():
         points = [untouched | {"severity": neutral}]
         for severity in severities:
-            points.append(point(severity, [change(x, severity, _rng(seed, f, name)) for x, f in
-                                           zip(images, sample["path"], strict=True)]))  # fmt: skip
+            perturb = _perturbation(change, severity, seed, name)
+            points.append(count(kept(f"{name} {severity}", functools.partial(point, severity, perturb))))
         found[name] = sorted(points, key=lambda p: p["severity"])
     return found
+
+
+def _perturbation(change, severity: float, seed: int, name: str) -> Callable[[np.ndarray, str], np.ndarray]:
+    return lambda image, path: change(image, severity, _rng(seed, path, name))
 
 
 def _rng(seed: int, *names: str) -> np.random.Generator:

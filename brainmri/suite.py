@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from brainmri.decision import (
     LEVELS,
     DecisionRule,
     conformal_quantile,
+    effective_size,
     fit_temperature,
     softmax,
 )
@@ -26,6 +28,7 @@ from brainmri.evaluation import choose_threshold, trade_off
 from brainmri.gate import Gate, describe, fit_gate
 from brainmri.imaging import NETWORK_SIZE, preprocess
 from brainmri.outliers import draw_outliers
+from brainmri.served_inputs import mirror_averaging, preprocessing_gain
 from brainmri.types import CLASS_NAMES, NO_TUMOR
 
 if TYPE_CHECKING:
@@ -44,8 +47,9 @@ SETS = {
     "br35h-tumour-test": ("br35h_tumour", "split", "test"),
 }
 """Part of the suite -> data folder, split column, split."""
-PARTS = (*SETS, "out-of-distribution", "robustness", "shortcuts")
+PARTS = (*SETS, "out-of-distribution", "preprocessing", "shortcuts", "robustness")
 BATCH = 32
+SLICES_A_PATIENT = 13
 
 
 # --- fitting the decision rule --------------------------------------------------------------------------------------
@@ -101,7 +105,8 @@ def calibrate(
     gate, used = fit_gate_of(
         classifier, [training, *_other_training(images)], described[~is_head_ct(validation)], progress=progress
     )
-    rule = fit_rule(logits, validation["label"], gate, classifier.card.weights_sha256)
+    units = independent_units(validation)
+    rule = fit_rule(logits, validation["label"], gate, classifier.card.weights_sha256, units)
     rule.save(Path(directory) / f"{model_id}.npz")
     said = {
         "temperature": round(rule.temperature, 6),
@@ -117,14 +122,21 @@ def calibrate(
             "n_training": len(training),
             "validation_split": validation_split,
             "n_validation": len(validation),
+            "effective_n_validation": round(effective_size(units), 1),
         },
     }
     write_card(classifier.card.model_copy(update={"decision": said}), directory)
     return said
 
 
-def fit_rule(logits: np.ndarray, labels: Sequence[str], gate: Gate | None, weights_sha256: str) -> DecisionRule:
-    """Fit temperature, quantiles and threshold to validation logits."""
+def fit_rule(
+    logits: np.ndarray,
+    labels: Sequence[str],
+    gate: Gate | None,
+    weights_sha256: str,
+    units: Sequence[Any] | None = None,
+) -> DecisionRule:
+    """Fit temperature, quantiles (see `decision.conformal_quantile` for the units) and threshold to validation."""
     y_true = np.array([CLASS_NAMES.index(v) for v in labels])
     temperature = fit_temperature(logits, y_true)
     # float32, as the probabilities will be that the quantiles are compared with
@@ -132,11 +144,23 @@ def fit_rule(logits: np.ndarray, labels: Sequence[str], gate: Gate | None, weigh
     none = CLASS_NAMES.index(NO_TUMOR)
     return DecisionRule(
         temperature,
-        tuple(conformal_quantile(p, y_true, level) for level in LEVELS),
+        tuple(conformal_quantile(p, y_true, level, units) for level in LEVELS),
         gate,
         weights_sha256,
         choose_threshold(y_true != none, 1 - p[:, none]),
     )
+
+
+def independent_units(rows: pd.DataFrame) -> list[str]:
+    """Patients where they are known, runs of 13 neighbours for figshare's slices, else slice groups.
+
+    figshare lists a patient's slices next to each other, 3,064 of 233 patients: 13 a patient.
+    """
+    units = rows["group"].astype(str)
+    if "figshare_index" in rows:
+        index = pd.to_numeric(rows["figshare_index"], errors="coerce")
+        units = units.where(index.isna(), "figshare " + (index // SLICES_A_PATIENT).astype(str))
+    return [str(u) for u in units]
 
 
 def fit_gate_of(
@@ -252,8 +276,8 @@ def run_suite(
 ) -> list[Run]:
     """Evaluate a model on everything that a data folder holds; runs go to ``<output>/<model id>-<part>/``.
 
-    Robustness and shortcuts become part of the clean-test run. What is finished is kept; starting again goes on, and
-    only other weights or other data make it start over.
+    Preprocessing, shortcuts and robustness become part of the clean-test run. What is finished is kept; starting again
+    goes on, and only other weights, another decision rule or other data make it start over.
 
     Parameters
     ----------
@@ -291,7 +315,7 @@ def run_suite(
         )
     if "out-of-distribution" in wanted and (data / STRANGE).is_dir():
         made["out-of-distribution"] = _strange_run(classifier, data, output, progress)
-    for part, compute in (("robustness", _robustness), ("shortcuts", _shortcuts)):
+    for part, compute in (("preprocessing", _preprocessing), ("shortcuts", _shortcuts), ("robustness", _robustness)):
         if part in wanted and (data / KAGGLE / MANIFEST).is_file():
             made["clean-test"] = _extend_clean_run(classifier, data, output, part, compute, progress)
     if not made:
@@ -316,22 +340,55 @@ def _open(classifier: Classifier, output: Path, part: str) -> Run | None:
     return run if run.metrics["model"]["weights_sha256"] == classifier.card.weights_sha256 else None
 
 
+class _Kept:
+    """Answers of finished steps in a JSON file, so that an interrupted part goes on after the last of them."""
+
+    def __init__(self, path: Path, key: str):
+        self.path = path
+        try:
+            known = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        self.known = known if known.get("key") == key else {"key": key}
+
+    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The answer kept under a name; computed and kept where there is none."""
+        if name not in self.known:
+            self.known[name] = compute()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.known), "utf-8")
+            os.replace(temporary, self.path)
+        return self.known[name]
+
+
 def _extend_clean_run(classifier, data, output, part, compute, progress) -> Run:
     run = _open(classifier, output, "clean-test")
     if run is None:
         raise DataError(f"'{part}' extends the clean-test run of the same weights; evaluate that part first")
     rows = runs.read_rows(data / KAGGLE / MANIFEST, data / KAGGLE, "clean_split")
-    found = compute(classifier, data, output, rows, run, _named(progress, part))
+    kept = _Kept(run.directory / f"partial-{part}.json", runs.key_of(classifier, rows))
+    found = compute(classifier, data, output, rows, run, kept, _named(progress, part))
     metrics = {**runs.open_run(run.directory).metrics, part: found}
     runs.write_metrics(run.directory, metrics)
+    kept.path.unlink(missing_ok=True)
     return runs.Run(run.directory, metrics)
 
 
-def _robustness(classifier, data, output, rows, run, progress):
-    return shortcuts.robustness(classifier, select_split(rows, "test"), progress=progress and progress("curves"))
+def _robustness(classifier, data, output, rows, run, kept, progress):
+    return shortcuts.robustness(
+        classifier, select_split(rows, "test"), kept=kept, progress=progress and progress("curves")
+    )
 
 
-def _shortcuts(classifier, data, output, rows, run, progress) -> dict[str, Any]:
+def _preprocessing(classifier, data, output, rows, run, kept, progress) -> dict[str, Any]:
+    validation, test = select_split(rows, "val"), select_split(rows, "test")
+    gain = kept("gain", lambda: preprocessing_gain(classifier, validation, progress=progress and progress("versions")))
+    mirror = kept("mirror", lambda: mirror_averaging(classifier, test, progress=progress and progress("mirrors")))
+    return {"clean_val": gain, "mirror_averaging": mirror}
+
+
+def _shortcuts(classifier, data, output, rows, run, kept, progress) -> dict[str, Any]:
     """The panel: each entry is None where its data are missing."""
     test = select_split(rows, "test")
     known = {part: _open(classifier, output, part) for part in SETS}
@@ -349,16 +406,29 @@ def _shortcuts(classifier, data, output, rows, run, progress) -> dict[str, Any]:
         found["br35h_groups"] = {"found": binary["tumour_groups_found"], "groups": binary["tumour_groups"]}
     if (strange := _open(classifier, output, "out-of-distribution")) is not None:
         found["head_t1"] = strange.metrics.get("head_t1")
-    found["counterfactuals"] = shortcuts.counterfactuals(
-        classifier, test, data / KAGGLE, progress=progress and progress("counterfactuals")
-    )
-    found["source_probe"] = shortcuts.source_probe(
-        classifier, _healthy(data, rows), progress=progress and progress("source probe")
-    )
-    found["blind"] = shortcuts.blind_classifiers(
-        select_split(rows, "train"), test, progress=progress and progress("blind classifiers")
-    )
+    steps: dict[str, Callable[[Progress | None], Any]] = {
+        "counterfactuals": lambda p: shortcuts.counterfactuals(classifier, test, data / KAGGLE, progress=p),
+        "source_probe": lambda p: shortcuts.source_probe(classifier, _healthy(data, rows), progress=p),
+        "blind": lambda p: shortcuts.blind_classifiers(select_split(rows, "train"), test, progress=p),
+        "peak_in_mask": lambda p: _peak_in_mask(classifier, test, p),
+    }
+    for name, step in steps.items():
+        report = progress and progress(name.replace("_", " "))
+        found[name] = kept(name, lambda step=step, report=report: step(report))
     return found
+
+
+def _peak_in_mask(classifier: Classifier, test: pd.DataFrame, progress: Progress | None) -> dict[str, Any] | None:
+    """Whether Grad-CAM looks at the tumour; None for a network that is no VGG16 with a card."""
+    from brainmri.errors import ModelError
+    from brainmri.explain.localisation import peak_in_mask_rate
+
+    if "mask" not in test or not (test["mask"] != "").any():
+        return None
+    try:
+        return peak_in_mask_rate(classifier, test, progress=progress)
+    except ModelError:
+        return None
 
 
 def _healthy(data: Path, rows: pd.DataFrame) -> pd.DataFrame:
@@ -471,7 +541,7 @@ def summary(output: Path | str, model_id: str) -> dict[str, Any]:
             "rejected_share": m["gate"]["rejected_share"] if m["gate"] else None,
             "accuracy_decided": m["gate"]["accuracy_decided"] if m["gate"] else None,
         }
-        for name in ("baseline", "shortcuts"):
+        for name in ("baseline", "shortcuts", "preprocessing"):
             if m.get(name):
                 found[key][name] = m[name]
         seen = {r["value"]: r["accuracy"] for r in m.get("subgroups", []) if r["column"] == "seen_in_training"}

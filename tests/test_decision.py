@@ -13,6 +13,7 @@ from brainmri.decision import (
     DecisionRule,
     conformal_quantile,
     conformal_sets,
+    effective_size,
     fit_temperature,
     softmax,
 )
@@ -109,6 +110,39 @@ def test_conformal_quantile_covers_its_own_calibration_set(n, level, seed):
     p, y = softmax(rng.normal(0, 2, (n, 4))), rng.integers(0, 4, n)
     covered = conformal_sets(p, conformal_quantile(p, y, level))[np.arange(n), y].mean()
     assert covered >= level
+
+
+def test_units_of_one_image_change_nothing_and_patients_widen_the_sets():
+    logits, y = draw(400)
+    p = softmax(logits)
+    for level in LEVELS:
+        plain = conformal_quantile(p, y, level)
+        assert conformal_quantile(p, y, level, np.arange(400)) == plain
+        assert conformal_quantile(p, y, level, np.arange(400) // 20) > plain
+    # 20 patients of 20 slices: level 0.9 becomes 0.9 * 21 / 20, the 378th of 400
+    assert conformal_quantile(p, y, 0.9, np.arange(400) // 20) == np.sort(1 - p[np.arange(400), y].astype(float))[377]
+    assert effective_size(np.arange(400) // 20) == pytest.approx(20)
+    assert effective_size(["a"] * 13 + list("bcdefg")) == pytest.approx(19**2 / (169 + 6))
+
+
+def test_units_keep_the_promise_for_new_patients():
+    """Slices of one patient share their difficulty; plain split conformal on few patients falls short of 0.9."""
+    rng = np.random.default_rng(0)
+
+    def patients(n):
+        margin = np.repeat(rng.normal(1.5, 1.5, n), 12) + rng.normal(0, 0.2, 12 * n)
+        p = 1 / (1 + np.exp(-margin))
+        return np.stack([p, 1 - p], axis=1), np.zeros(12 * n, int), np.repeat(np.arange(n), 12)
+
+    test, y, _ = patients(3000)
+    covered = {True: [], False: []}
+    for _ in range(200):
+        known, labels, units = patients(20)
+        for with_units in covered:
+            quantile = conformal_quantile(known, labels, 0.9, units if with_units else None)
+            covered[with_units].append(conformal_sets(test, quantile)[np.arange(len(y)), y].mean())
+    assert np.mean(covered[False]) < 0.895
+    assert 0.89 < np.mean(covered[True]) < 0.94
 
 
 def test_too_few_images_for_a_level_give_the_full_set():
