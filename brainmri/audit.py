@@ -252,7 +252,7 @@ def detail_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     -------
     ndarray of shape (n,), -1 to 1
     """
-    first, second = (x.reshape(len(x), 2, -1) for x in (first, second))
+    first, second = (x.reshape(len(x), 2, int(np.prod(x.shape[2:]))) for x in (first, second))
     first, second = (x - x.mean(axis=2, keepdims=True) for x in (first, second))
     cross = first @ second.transpose(0, 2, 1)
     own = [x @ x.transpose(0, 2, 1) for x in (first, second)]
@@ -286,26 +286,27 @@ def _find_pairs(thumbnails: np.ndarray, digests: np.ndarray, say: Progress) -> p
     index.hnsw.efConstruction, index.hnsw.efSearch = 60, 48
     step = 1024
     for start in range(0, n, step):
-        index.add(project(thumbnails[start : start + step], 0))
+        index.add(project(_halved(thumbnails[start : start + step]), 0))
         say("indexing", min(start + step, n), n)
     k = min(NEIGHBOURS + 1, n)
-    found: dict[str, list[np.ndarray]] = {"i": [], "j": [], "orientation": [], "correlation": [], "detail": []}
+    found = []
     for start in range(0, n, step):
         part = thumbnails[start : start + step]
+        halved, candidates = _halved(part), []
         for orientation in range(8):
-            query = project(part, orientation)
-            distance, neighbour = index.search(query, k)
+            distance, neighbour = index.search(project(halved, orientation), k)
             # |a - b|^2 = 2 - 2 cos; the projection loses some of the correlation, so the candidates' bar is lower.
             near = (distance < 2 - 2 * (MIN_DETAIL_CORRELATION - 0.14)) & (neighbour >= 0)
             i, column = np.nonzero(near)
             j = neighbour[i, column]
             # Orientations other than mirrored-in-place come in inverse pairs; keep each pair of pictures once.
             keep = (i + start) < j
-            _verify(part, thumbnails, i[keep], j[keep], start, orientation, found)
+            candidates.append(np.stack([i[keep], j[keep], np.full(keep.sum(), orientation)]))
+        found.append(
+            _verify(part, thumbnails, np.concatenate(candidates, axis=1)).assign(i=lambda t, s=start: t["i"] + s)
+        )
         say("comparing", min(start + step, n), n)
-    pairs = pd.DataFrame({name: np.concatenate(parts) if parts else [] for name, parts in found.items()})
-    pairs = pairs.astype({"i": np.int64, "j": np.int64, "orientation": np.int64})
-    pairs = pd.concat([pairs, _same_files(digests)], ignore_index=True)
+    pairs = pd.concat([*found, _same_files(digests)], ignore_index=True)
     pairs = pairs.sort_values("detail", ascending=False).drop_duplicates(["i", "j"]).sort_values(["i", "j"])
     same_file = digests[pairs["i"].to_numpy(int)] == digests[pairs["j"].to_numpy(int)]
     turned = pairs["orientation"].to_numpy()
@@ -320,50 +321,59 @@ def _find_pairs(thumbnails: np.ndarray, digests: np.ndarray, say: Progress) -> p
     return pairs.reset_index(drop=True)
 
 
+def _halved(thumbnails: np.ndarray) -> np.ndarray:
+    """Fine structure at half the size, which is all that candidates need; float32 (n, 32, 32)."""
+    return detail(thumbnails).reshape(len(thumbnails), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4))
+
+
 def _projection(thumbnails: np.ndarray, sample: int = 4000) -> Callable[[np.ndarray, int], np.ndarray]:
     """Principal axes of the halved fine structure, from a sample seen in all orientations."""
     chosen = np.random.default_rng(0).permutation(len(thumbnails))[:sample]
-    seen = thumbnails[np.sort(chosen)]
-
-    def describe(images: np.ndarray) -> np.ndarray:
-        half = detail(images).reshape(len(images), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4))
-        return _normalised(half)
-
-    part = np.concatenate([describe(_turned(seen[o::8], o)) for o in range(8)])
+    seen = _halved(thumbnails[np.sort(chosen)])
+    part = np.concatenate([_normalised(_turned(seen[o::8], o)) for o in range(8)])
     _, vectors = np.linalg.eigh(part.T @ part)
     axes = np.ascontiguousarray(vectors[:, -PROJECTED:], np.float32)
 
-    def project(images: np.ndarray, orientation: int) -> np.ndarray:
-        projected = describe(_turned(images, orientation)) @ axes
+    def project(halved: np.ndarray, orientation: int) -> np.ndarray:
+        projected = _normalised(_turned(halved, orientation)) @ axes
         # Unit length again: a picture with much noise must not look far from its own copy.
         return projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-6)
 
     return project
 
 
-def _verify(part, thumbnails, i, j, start, orientation, found) -> None:
-    """Keep the candidates whose full correlations reach both thresholds."""
-    first_of, i_at = np.unique(i, return_inverse=True)
-    second_of, j_at = np.unique(j, return_inverse=True)
-    if not len(i):
-        return
-    first = _turned(bands(part[first_of]), orientation)
-    for begin in range(0, len(second_of), 1024):  # neighbours of 1,024 pictures may be many times as many
-        inside = (j_at >= begin) & (j_at < begin + 1024)
-        second = bands(thumbnails[second_of[begin : begin + 1024]])
-        for some in np.array_split(np.flatnonzero(inside), inside.sum() // 1024 + 1):
-            fine = detail_correlation(first[i_at[some]], second[j_at[some] - begin])
-            likely = some[fine >= MIN_DETAIL_CORRELATION]
-            if not len(likely):
-                continue
-            a, b = _turned(part[i[likely]], orientation), thumbnails[j[likely]]
-            plain = (_normalised(a) * _normalised(b)).sum(axis=1)
-            sure = plain >= MIN_CORRELATION
-            found["i"].append(i[likely][sure] + start)
-            found["j"].append(j[likely][sure])
-            found["orientation"].append(np.full(int(sure.sum()), orientation))
-            found["correlation"].append(plain[sure])
-            found["detail"].append(fine[fine >= MIN_DETAIL_CORRELATION][sure])
+def _verify(part: np.ndarray, thumbnails: np.ndarray, candidates: np.ndarray) -> pd.DataFrame:
+    """Keep the candidates whose full correlations reach both thresholds, each pair in its best orientation.
+
+    Parameters
+    ----------
+    candidates : ndarray of int, shape (3, n)
+        Index in ``part``, index in ``thumbnails``, orientation.
+    """
+    columns = ["i", "j", "orientation", "correlation", "detail"]
+    kept = []
+    _, at = np.unique(candidates[1], return_inverse=True)
+    known = bands(part)
+    for begin in range(0, int(at.max(initial=-1)) + 1, 1024):  # neighbours of 1,024 pictures may be many times as many
+        inside = np.flatnonzero((at >= begin) & (at < begin + 1024))
+        second_of, second_at = np.unique(candidates[1, inside], return_inverse=True)
+        second = bands(thumbnails[second_of])
+        for orientation in range(8):
+            of = inside[candidates[2, inside] == orientation]
+            where = second_at[candidates[2, inside] == orientation]
+            for some in np.array_split(np.arange(len(of)), len(of) // 1024 + 1):
+                i, j = candidates[0, of[some]], candidates[1, of[some]]
+                fine = detail_correlation(_turned(known[i], orientation), second[where[some]])
+                likely = fine >= MIN_DETAIL_CORRELATION
+                turned = _turned(part[i[likely]], orientation)
+                plain = (_normalised(turned) * _normalised(thumbnails[j[likely]])).sum(axis=1)
+                table = pd.DataFrame({"i": i[likely], "j": j[likely], "orientation": orientation,
+                                      "correlation": plain, "detail": fine[likely]})  # fmt: skip
+                kept.append(table[plain >= MIN_CORRELATION])
+    if not kept:
+        return pd.DataFrame(columns=columns).astype({"i": int, "j": int, "orientation": int})
+    found = pd.concat(kept, ignore_index=True).sort_values("detail", ascending=False, kind="stable")
+    return found.drop_duplicates(["i", "j"]).astype({"correlation": np.float32, "detail": np.float32})
 
 
 def _same_files(digests: np.ndarray) -> pd.DataFrame:
