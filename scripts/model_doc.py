@@ -1,4 +1,4 @@
-"""Fill the table in docs/model.md, and the shipped card's metrics, from the saved runs in evaluations/.
+"""Fill the tables in docs/model.md and docs/evaluation.md, and the card's metrics, from the runs in evaluations/.
 
 python scripts/model_doc.py
 """
@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from brainmri.config import load_settings
 from brainmri.model import read_card, write_card
@@ -44,8 +45,116 @@ def search_table() -> str:
     return "\n".join(lines)
 
 
+def interval(value: float | None, bounds: list[float] | None = None) -> str:
+    """A figure with its 95 % interval."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" ({bounds[0]:.3f} – {bounds[1]:.3f})" if bounds else "")
+
+
+def gate_table(strange: dict[str, Any], clean: dict[str, Any]) -> str:
+    """Rejected share of each kind of picture."""
+    lines = ["| Pictures | n | Rejected |", "|---|---|---|"]
+    lines += [f"| {k} | {v['n']} | {v['rejected_share']:.3f} |" for k, v in strange.get("kinds", {}).items()]
+    if strange.get("clean_test_rejected") is not None:
+        lines.append(f"| clean test (brain MRI) | {clean.get('n', '–')} | {strange['clean_test_rejected']:.3f} |")
+    return "\n".join(lines)
+
+
+def conformal_table(clean: dict[str, Any]) -> str:
+    """Coverage and size of the prediction sets on clean test."""
+    lines = ["| Sets | Coverage on clean test | Mean size |", "|---|---|---|"]
+    for level, row in clean.get("conformal", {}).items():
+        covered = interval(row["coverage"], row.get("coverage_interval") or row.get("interval"))
+        lines.append(f"| {float(level):.0%} | {covered} | {row['mean_set_size']:.2f} |")
+    return "\n".join(lines)
+
+
+def shortcut_table(clean: dict[str, Any]) -> str:
+    """The shortcut panel of the clean-test run."""
+    panel = clean.get("shortcuts") or {}
+    lines = ["| Question | n | Figure |", "|---|---|---|"]
+    for sequence, row in (panel.get("lgg_by_sequence") or {}).items():
+        lines.append(f"| lgg test, {sequence}: AUC | {row['n']} | {interval(row['roc_auc'], row['interval'])} |")
+    for plane, row in (panel.get("within_plane") or {}).items():
+        n = row["n_tumour"] + row["n_none"]
+        lines.append(f"| within plane {plane}: AUC | {n} | {interval(row['roc_auc'], row['interval'])} |")
+    if found := panel.get("br35h_groups"):
+        lines.append(f"| br35h test: groups found | {found['groups']} | {found['found']} |")
+    if head := panel.get("head_t1"):
+        lines.append(f"| head_t1: slices called no tumour | {head['n']} | {head['called_none']} |")
+    painted = panel.get("counterfactuals") or {}
+    for name, row in painted.items():
+        if isinstance(row, dict) and "changed" in row:
+            figure = interval(row["changed"], row["interval"])
+            lines.append(f"| painted away ({name}): none or undecided | {painted['n']} | {figure} |")
+    if "elsewhere_changed" in painted:
+        figure = interval(painted["elsewhere_changed"], painted["elsewhere_interval"])
+        lines.append(f"| painted elsewhere: answer changes | {painted['n_elsewhere']} | {figure} |")
+    if peaks := (panel.get("peak_in_mask") or {}).get("right"):
+        figure = interval(peaks["rate"], peaks["interval"])
+        lines.append(f"| Grad-CAM's peak in the outline, answers that are right | {peaks['n']} | {figure} |")
+    probe = panel.get("source_probe") or {}
+    if "balanced_accuracy" in probe:
+        figure = f"{probe['balanced_accuracy']:.3f} (chance {probe['chance']:.3f})"
+        lines.append(f"| source told from block 5, no tumour | {sum(probe['n'].values())} | {figure} |")
+    for name, row in (panel.get("blind") or {}).items():
+        if isinstance(row, dict):
+            figure = interval(row["accuracy"], row["interval"])
+            lines.append(f"| forest that sees only {name.replace('_', ' ')}: accuracy | {clean['n']} | {figure} |")
+    return "\n".join(lines)
+
+
+def preprocessing_table(clean: dict[str, Any]) -> str:
+    """What preprocessing is worth on clean val, and mirror averaging on clean test."""
+    found = clean.get("preprocessing") or {}
+    lines = ["| Version of clean val | As served | Plainly resized | Gain |", "|---|---|---|---|"]
+    for row in found.get("clean_val", []):
+        gain = interval(row["gain"], row["gain_interval"])
+        lines.append(f"| {row['version']} | {row['served']:.3f} | {row['plain']:.3f} | {gain} |")
+    if mirror := found.get("mirror_averaging"):
+        gain = interval(mirror["gain"], mirror["gain_interval"])
+        lines += [
+            "",
+            f"Mirror averaging on clean test (logged, never served; twice the cost): {mirror['one_look']:.3f}",
+        ]
+        lines[-1] += f" becomes {mirror['averaged']:.3f}, gain {gain}."
+    return "\n".join(lines)
+
+
+def robustness_table(clean: dict[str, Any]) -> str:
+    """Accuracy on a sample of clean test under each perturbation."""
+    lines = ["| Perturbation | Severity: accuracy |", "|---|---|"]
+    for name, points in (clean.get("robustness") or {}).items():
+        lines.append(f"| {name} | " + ", ".join(f"{p['severity']:g}: {p['accuracy']:.3f}" for p in points) + " |")
+    return "\n".join(lines)
+
+
+def fill_evaluation(model_id: str) -> None:
+    """Write the tables of docs/evaluation.md between their markers."""
+
+    def metrics(part: str) -> dict[str, Any]:
+        path = ROOT / "evaluations" / f"{model_id}-{part}" / "metrics.json"
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+    clean = metrics("clean-test")
+    tables = {
+        "conformal": conformal_table(clean),
+        "gate": gate_table(metrics("out-of-distribution"), clean),
+        "shortcuts": shortcut_table(clean),
+        "preprocessing": preprocessing_table(clean),
+        "robustness": robustness_table(clean),
+    }
+    document = ROOT / "docs" / "evaluation.md"
+    text = document.read_text("utf-8")
+    for name, table in tables.items():
+        filled = f"<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, f=filled: f, text, flags=re.S)
+    document.write_text(text, "utf-8")
+
+
 def main() -> None:
-    """Write the table between the markers."""
+    """Write the tables between the markers."""
     card_metrics = {}
     rows = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
     for path in sorted((ROOT / "evaluations").glob("*/metrics.json")):
@@ -75,6 +184,7 @@ def main() -> None:
     )
     document.write_text(text, "utf-8")
     settings = load_settings().model
+    fill_evaluation(settings.id)
     card = read_card(settings.id, settings.directory)
     write_card(
         card.model_copy(update={"metrics": dict(sorted(card_metrics.items(), key=lambda kv: kv[0] != "clean-test"))}),
