@@ -53,8 +53,14 @@ def run() -> None:
         shown, visible = (FOLDER / file, True) if user.role in roles else (auth.refusal_page, False)
         if user.must_change_password:  # then every address leads to where it is changed
             shown, visible = FOLDER / "settings/account.py", path == "account"
-        visibility = "visible" if visible else "hidden"
-        pages[section].append(st.Page(shown, title=title, icon=icon, url_path=path, visibility=visibility))
+        options = {"title": title, "icon": icon}
+        if not any(pages.values()):  # the start page answers at /; its own address needs a page of its own
+            start = st.Page(
+                shown, **options, url_path="start", default=True, visibility="visible" if visible else "hidden"
+            )
+            pages[section].append(start)
+            visible = False
+        pages[section].append(st.Page(shown, **options, url_path=path, visibility="visible" if visible else "hidden"))
     page = st.navigation(pages)
     auth.user_menu(user)
     try:

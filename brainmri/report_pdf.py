@@ -274,6 +274,8 @@ def _draw_pictures(page: _Page, content: Content) -> None:
     for e in content.explanations:
         method = METHODS[e.method].title if e.method in METHODS else e.method
         caption = f"{method}, evidence for {CLASS_TITLES.get(e.target_class, e.target_class).lower()}"
+        if not e.saliency_map.any():
+            caption += ": none found, the map is empty"
         pictures.append((caption, overlay(original.pixels, e.saliency_map), True))
     columns = 2 if len(pictures) <= 2 else 3
     gap = 5 * _MM

@@ -49,6 +49,20 @@ def server(app_settings, make_user, tmp_path):
             process.kill()
 
 
+def slider_share(slider) -> float:
+    """Where the handle stands, from 0 at the left end to 1."""
+    return slider.evaluate("s => (s.value - s.min) / (s.max - s.min)") * 0.96 + 0.02
+
+
+def click_chart(page, slice_number: int, of: int) -> None:
+    """Click the chart over a slice; its plot spans half a slice to either side."""
+    chart = page.get_by_test_id("stVegaLiteChart").first
+    chart.scroll_into_view_if_needed()
+    area = chart.locator("canvas, svg").first.bounding_box()
+    left, right = area["x"] + 74, area["x"] + area["width"] - 2  # the axis at the left
+    page.mouse.click(left + (right - left) * (slice_number - 0.5) / of, area["y"] + area["height"] * 0.55)
+
+
 def test_from_zip_to_verified_report(server, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     try:
@@ -73,9 +87,21 @@ def test_from_zip_to_verified_report(server, tmp_path):
         expect(page.get_by_text("Series answer")).to_be_visible()
         expect(page.get_by_text("Set aside: 1 file")).to_be_visible()
         slider = page.locator("input[type=range]").first
+        box = slider.bounding_box()
+        page.mouse.move(box["x"] + box["width"] * slider_share(slider), box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2, steps=5)
+        page.mouse.up()
+        expect(page.get_by_text("Slice 6 of 6")).to_be_visible()
+        click_chart(page, slice_number=2, of=6)
+        expect(page.get_by_text("Slice 2 of 6")).to_be_visible()
+        slider = page.locator("input[type=range]").first
         slider.focus()
-        slider.fill("2")
-        slider.dispatch_event("input")
+        slider.press("ArrowRight")
+        expect(page.get_by_text("Slice 3 of 6")).to_be_visible()
+        click_chart(page, slice_number=2, of=6)  # the same place again, after the slider has moved on
+        expect(page.get_by_text("Slice 2 of 6")).to_be_visible()
+        page.locator("input[type=range]").first.press("ArrowRight")
         expect(page.get_by_text("Slice 3 of 6")).to_be_visible()
         page.get_by_label("Heatmap").first.click()
         page.get_by_role("option", name="Grad-CAM").first.click()

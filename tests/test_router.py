@@ -225,7 +225,13 @@ def test_the_walk_through_the_gate(context, address, server_folder):
     token = jwt.decode(cookie["value"], options={"verify_signature": False})
     assert set(token) == {"session_id", "exp"}
 
-    page.reload()
+    for path in ("", "overview"):  # the start page answers at its own address, too
+        page.goto(f"{address}/{path}")
+        page.get_by_role("heading", name="Brain MRI classifier").wait_for()
+        page.wait_for_timeout(500)
+        assert page.get_by_text("Page not found").count() == 0
+        assert page.get_by_test_id("stSidebarNavLink").filter(has_text="Overview").count() == 1
+    page.goto(f"{address}/account")
     page.get_by_role("heading", name="Account").wait_for()
     page.get_by_test_id("stSidebarNavLink").filter(has_text="Users").click()
     page.get_by_role("heading", name="Users").wait_for()

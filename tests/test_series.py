@@ -232,7 +232,7 @@ def test_the_answer_names_the_strongest_run():
     assert answer.counts["undecided"] == 1
     alone = answer_series([n, g, n, n, g, g], min_run=3)
     assert alone.label is None
-    assert "glioma in slices 5-6 of 6 only; the series answer needs 3 slices in a row" in alone.text
+    assert "glioma in slices 5-6 of 6 only; 3 slices in a row are needed" in alone.text
     assert alone.runs[0].first == 4
     assert answer_series([n, g, n, n], min_run=1).label == "glioma"
     assert answer_series([g], min_run=3).label == "glioma"

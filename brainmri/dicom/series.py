@@ -332,7 +332,7 @@ def answer_series(answers: Sequence[SliceAnswer], *, min_run: int = MIN_RUN) -> 
             label, text = run.label, f"{title} in {where} of {n}, {strength}"
         else:
             text = (
-                f"No answer: {title.lower()} in {where} of {n} only; the series answer needs {needed} slices in a row."
+                f"No answer: {title.lower()} in {where} of {n} only; {needed} slices in a row are needed."
             )
         others = sorted({CLASS_TITLES[r.label].lower() for r in ordered} - {title.lower()})
         if others:

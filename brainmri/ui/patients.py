@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from brainmri import patients
+from brainmri.dicom import answer_series
 from brainmri.errors import BrainMRIError
 from brainmri.patients import SEXES, VERDICTS, Patient, TimelineEntry
 from brainmri.storage import Record, find_records, load_slice, may_see_images
@@ -72,7 +73,7 @@ def _table(found: patients.PatientPage) -> None:
             "Sex": s.patient.sex,
             "Studies": s.n_studies,
             "Answers": s.n_records,
-            "Last": local_time(s.last_at) if s.last_at else "",
+            "Last answer": local_time(s.last_at) if s.last_at else "",
         }
         for s in found.patients
     ]
@@ -158,6 +159,9 @@ def _timeline(entries: list[TimelineEntry], user: User) -> None:
         members = [entry for entry in entries if entry.study.id == study_id]
         study = members[0].study
         st.markdown(f"**{plain(study.title) or 'Study'}** · {local_time(study.created_at)} · {len(members)} answers")
+        for series_uid in dict.fromkeys(e.place.series_uid for e in members if (e.place.series_length or 1) > 1):
+            of_series = answer_series([e.record for e in members if e.place.series_uid == series_uid])
+            st.caption(f"Series: {of_series.text}")
         rows = [
             {
                 "Case": e.record.id,

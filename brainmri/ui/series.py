@@ -139,7 +139,8 @@ def show_reading(reading: Reading, user: User) -> None:
     st.divider()
     st.subheader(f"Slice {current + 1} of {len(series.frames)}", anchor=False)
     kept = opened.kept.get(index)
-    show_answer(Answer.from_analysis(analyses[current], kept[current] if kept else None))
+    shown = Answer.from_analysis(analyses[current], kept[current] if kept else None)
+    show_answer(replace(shown, notes=tuple(note for note in shown.notes if note not in notes)))
     st.divider()
     _keep_section(opened, series, analyses, index, current, user)
     _show_lists(reading)
@@ -208,7 +209,12 @@ def _viewer(series: Series, analyses: list[Analysis], index: int, jump: int | No
         canvas(panels, key=f"series.canvas.{index}.one", window=start_window)
     st.session_state[state_key] = (counter, current)
     if maps is not None:
-        st.caption("The map shows where the network finds evidence for its answer. It outlines no lesion.")
+        text = "The map shows where the network finds evidence for its answer. It outlines no lesion."
+        if analyses[current].decision == "rejected":
+            text += " This slice was rejected as no brain MRI and has none."
+        elif not maps[current].any():
+            text += " In this slice the method finds none: the map is empty. Another method may find some."
+        st.caption(text)
     return current
 
 
@@ -291,7 +297,7 @@ def _chart(analyses: list[Analysis], index: int) -> int | None:
     colours = alt.Scale(domain=titles, range=[CLASS_COLOURS[name] for name in CLASS_NAMES])
     extent = alt.Scale(domain=[0.5, len(analyses) + 0.5], nice=False)
     x = alt.X("slice:Q", title="Slice", scale=extent, axis=alt.Axis(tickMinStep=1, format="d", grid=False))
-    pick = alt.selection_point(name="pick", fields=["slice"], on="click", nearest=True, empty=False)
+    pick = alt.selection_point(name="pick", fields=["slice"], on="click", empty=False)
     lines = (
         alt.Chart(pd.DataFrame(rows))
         .mark_line(point=alt.OverlayMarkDef(size=28))
@@ -300,29 +306,30 @@ def _chart(analyses: list[Analysis], index: int) -> int | None:
             y=alt.Y("probability:Q", title="Probability", scale=alt.Scale(domain=[-0.12, 1]), axis=_PERCENT),
             color=alt.Color("class:N", title=None, scale=colours, legend=alt.Legend(orient="top", columns=2)),
             shape=alt.Shape("class:N", title=None, sort=titles, legend=None),
-            tooltip=["slice", "class", alt.Tooltip("probability", format=".1%"), "decision"],
         )
-        .add_params(pick)
     )
     strip_rows = [
         {"left": i + 0.5, "right": i + 1.5, "decision": _decision(a), "colour": _decision_colour(a), "slice": i + 1}
+        | {class_title(name): a.probabilities[name] for name in CLASS_NAMES}
         for i, a in enumerate(analyses)
     ]
-    strip = (
-        alt.Chart(pd.DataFrame(strip_rows))
-        .mark_rect()
+    columns = alt.Chart(pd.DataFrame(strip_rows)).encode(
+        x=alt.X("left:Q", scale=extent, title="Slice"), x2=alt.X2("right:Q")
+    )
+    strip = columns.mark_rect().encode(y=alt.datum(-0.11), y2=alt.datum(-0.04), color=alt.Color("colour:N", scale=None))
+    # What takes the click and says what is there: a column a slice. Nearest points do not work on lines.
+    targets = (
+        columns.mark_rect(fill="white", fillOpacity=0.001, cursor="pointer")
         .encode(
-            x=alt.X("left:Q", scale=extent, title="Slice"),
-            x2="right:Q",
-            y=alt.datum(-0.11),
-            y2=alt.datum(-0.04),
-            color=alt.Color("colour:N", scale=None),
-            tooltip=["slice", "decision"],
+            y=alt.datum(-0.12),
+            y2=alt.datum(1),
+            tooltip=["slice:Q", "decision:N", *(alt.Tooltip(f"{title}:Q", format=".1%") for title in titles)],
         )
+        .add_params(pick)
     )
     current = st.session_state.get(f"series.view.{index}", (0, analyses_peak(analyses)))[1]
     rule = alt.Chart(pd.DataFrame({"slice": [current + 1]})).mark_rule(strokeDash=[4, 3], size=1.5, color="#8a949a")
-    chart = alt.layer(lines, strip, rule.encode(x=x)).resolve_scale(color="independent").properties(height=310)
+    chart = alt.layer(lines, strip, rule.encode(x=x), targets).resolve_scale(color="independent").properties(height=310)
     seen_key = f"series.picked.{index}"
     event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=f"series.chart.{index}")
     points = event.selection.get("pick") or [] if event else []
@@ -348,7 +355,7 @@ def _driving_slices(answer: SeriesAnswer, index: int) -> int | None:
     """Buttons to the slices that drive the answer."""
     if not answer.runs:
         return None
-    st.caption("Slices that drive the answer")
+    st.caption("Slices that drive the answer" if answer.label else "Slices that say tumour")
     jump = None
     with st.container(horizontal=True):
         for number, run in enumerate(answer.runs[:4]):

@@ -5,12 +5,13 @@ import streamlit as st
 from brainmri import accounts
 from brainmri.errors import AccountError
 from brainmri.ui import auth, state
+from brainmri.ui.theme import page_header
 
 user = state.require_role("reader", "radiologist", "admin")
 session_id = st.session_state[state.SESSION_KEY]
 database = state.database()
 
-st.title("Account")
+page_header("Account")
 auth.show_message()
 if user.must_change_password:
     st.warning("Your password was given to you once. Choose your own to go on.", icon=":material/key:")

@@ -27,7 +27,7 @@ def act(change, done: str) -> None:
         st.rerun()
 
 
-st.title("Users")
+theme.page_header("Users")
 st.caption(f"{POLICIES[policy]} (`accounts.signup: {policy}`)")
 auth.show_message()
 rows = accounts.list_users(database, user)

@@ -549,7 +549,8 @@ class CanvasView {
     }
     ctx.font = "12px sans-serif";
     const label = panel.slice_labels?.[Math.min(this.s.slice, panel.n - 1)];
-    if (label) text(label, 6, 6, "left", "top");
+    // Below the orientation letter where a narrow panel has no room beside it.
+    if (label) text(label, 6, ctx.measureText(label).width > width / 2 - 18 ? 22 : 6, "left", "top");
     if (panel.badge) {
       ctx.font = "600 12px sans-serif";
       const lines = wrap(ctx, panel.badge, width - 16);
