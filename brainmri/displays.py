@@ -378,27 +378,26 @@ def chart_operating_point(metrics: dict[str, Any], threshold: float) -> altair.C
     return (lines + mark.encode(x="threshold:Q")).properties(height=340)
 
 
-def chart_robustness(metrics: dict[str, Any]) -> altair.Chart:
-    """Small multiples of accuracy as each perturbation grows."""
+def chart_robustness(metrics: dict[str, Any]) -> dict[str, altair.Chart]:
+    """One small chart a perturbation, for the page to lay out: accuracy as it grows."""
     import altair as alt
 
-    frame = robustness_frame(metrics)
-    base = alt.Chart(frame).encode(x=alt.X("severity:Q", title=None))
-    band = base.mark_area(opacity=0.15, color="#0072B2").encode(y="low:Q", y2="high:Q")
-    line = base.mark_line(point=True, color="#0072B2").encode(
-        y=alt.Y("accuracy:Q", scale=alt.Scale(domain=[0, 1])),
-        tooltip=[
-            "perturbation",
-            "severity",
-            *(alt.Tooltip(f, format=".3f") for f in ("accuracy", "low", "high", "rejected_share")),
-        ],
-    )
-    return (
-        (band + line)
-        .properties(width=150, height=130)
-        .facet(facet=alt.Facet("perturbation:N", title=None), columns=4)
-        .resolve_scale(x="independent")
-    )
+    charts = {}
+    for name, part in robustness_frame(metrics).groupby("perturbation", sort=False):
+        base = alt.Chart(part).encode(x=alt.X("severity:Q", title=str(name)))
+        y = alt.Scale(domain=[0, 1])
+        band = base.mark_area(opacity=0.15, color="#0072B2").encode(
+            y=alt.Y("low:Q", title=None, scale=y), y2=alt.Y2("high:Q", title=None)
+        )
+        line = base.mark_line(point=True, color="#0072B2").encode(
+            y=alt.Y("accuracy:Q", title=None, scale=y),
+            tooltip=[
+                "severity",
+                *(alt.Tooltip(f, format=".3f") for f in ("accuracy", "low", "high", "rejected_share")),
+            ],
+        )
+        charts[str(name)] = (band + line).properties(height=190)
+    return charts
 
 
 def chart_trade_off(frame: pd.DataFrame) -> altair.Chart:

@@ -564,8 +564,12 @@ def _shortcuts(run: Run, found: list[Run]) -> None:
         st.dataframe(
             table,
             hide_index=True,
-            height=36 * (len(table) + 1),
-            column_config={"Question": st.column_config.TextColumn(width="large", pinned=False)},
+            height=35 * (len(table) + 1) + 3,
+            column_config={"Question": st.column_config.TextColumn(width=460)},
+        )
+        st.caption(
+            "Painted away counts as changed when the answer becomes no tumour or undecided. The rows “Sees only …” are "
+            "about the data and not about this network: they say how much can be had without seeing a brain."
         )
     if not holder:
         st.info(
@@ -583,8 +587,11 @@ def _shortcuts(run: Run, found: list[Run]) -> None:
             icon=":material/info:",
         )
         return
-    st.caption(f"{plain(holder.title)}; a sample, bands are 95 % intervals over groups.")
-    _chart(displays.chart_robustness(holder.metrics))
+    st.caption(f"{plain(holder.title)}; the share of a sample that is called right, with 95 % intervals over groups.")
+    with st.container(horizontal=True, gap="small"):
+        for chart in displays.chart_robustness(holder.metrics).values():
+            with st.container(width=300):
+                _chart(chart)
 
 
 def _row(question: str, value: str, n: Any, meaning: str) -> dict[str, str]:
@@ -661,7 +668,7 @@ def _counterfactuals(panel: dict[str, Any]) -> list[dict[str, str]]:
         if isinstance(row, dict) and "changed" in row:
             rows.append(
                 _row(
-                    f"Tumour painted away ({_METHODS.get(name, name)}): answer changes to none or undecided",
+                    f"Tumour painted away ({_METHODS.get(name, name)}): answer changes",
                     _with_interval(row["changed"], row.get("interval")),
                     found["n"],
                     "near 1",
@@ -684,7 +691,7 @@ def _blind(panel: dict[str, Any]) -> list[dict[str, str]]:
     if "balanced_accuracy" in probe:
         rows.append(
             _row(
-                "A linear probe on block5 tells the source of healthy pictures: balanced accuracy",
+                "A linear probe on block 5 tells the source of healthy pictures",
                 f"{probe['balanced_accuracy']:.3f}",
                 sum(probe["n"].values()),
                 f"near {probe['chance']:.3f} (chance)",
@@ -692,25 +699,25 @@ def _blind(panel: dict[str, Any]) -> list[dict[str, str]]:
         )
     blind = panel.get("blind") or {}
     for name, title in (
-        ("head_blanked", "the picture with the head blanked out"),
+        ("head_blanked", "only the picture with the head blanked out"),
         ("statistics", "only size, border and brightness"),
     ):
         if name in blind:
             row = blind[name]
             rows.append(
                 _row(
-                    f"A classifier that sees {title}: accuracy",
+                    f"Sees {title}: accuracy",
                     _with_interval(row["accuracy"], row["interval"]),
                     "–",
-                    f"near {blind['majority']:.3f} (always the commonest)",
+                    f"near {blind['majority']:.3f} (majority)",
                 )
             )
             rows.append(
                 _row(
-                    f"A classifier that sees {title}: AUC, tumour or none",
+                    f"Sees {title}: AUC, tumour or none",
                     f"{row['tumour_roc_auc']:.3f}",
                     "–",
-                    "near 0.5; the data give this much away",
+                    "near 0.5",
                 )
             )
     return rows
