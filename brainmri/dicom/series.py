@@ -331,9 +331,7 @@ def answer_series(answers: Sequence[SliceAnswer], *, min_run: int = MIN_RUN) -> 
         if run.length >= needed:
             label, text = run.label, f"{title} in {where} of {n}, {strength}"
         else:
-            text = (
-                f"No answer: {title.lower()} in {where} of {n} only; {needed} slices in a row are needed."
-            )
+            text = f"No answer: {title.lower()} in {where} of {n} only; {needed} slices in a row are needed."
         others = sorted({CLASS_TITLES[r.label].lower() for r in ordered} - {title.lower()})
         if others:
             text += " Other slices say " + " and ".join(others) + "."

@@ -133,9 +133,13 @@ def show_reading(reading: Reading, user: User) -> None:
     with side:
         _show_series_answer(answer)
         jump = _chart(analyses, index)
-        jump = _driving_slices(answer, index) or jump
+        jump = _driving_slices(answer, index) if jump is None else jump
+        if jump is not None:  # new widgets at the new slice: the chart takes a click on the same slice again
+            counter, _ = _view(analyses, index)
+            st.session_state[f"series.view.{index}"] = (counter + 1, jump)
+            st.rerun()
     with viewer:
-        current = _viewer(series, analyses, index, jump)
+        current = _viewer(series, analyses, index)
     st.divider()
     st.subheader(f"Slice {current + 1} of {len(series.frames)}", anchor=False)
     kept = opened.kept.get(index)
@@ -171,12 +175,14 @@ def _answer(series: Series) -> list[Analysis]:
     return done
 
 
-def _viewer(series: Series, analyses: list[Analysis], index: int, jump: int | None) -> int:
+def _view(analyses: list[Analysis], index: int) -> tuple[int, int]:
+    """How often a slice was jumped to, which names the widgets, and the slice shown, from 0."""
+    return st.session_state.get(f"series.view.{index}", (0, analyses_peak(analyses)))
+
+
+def _viewer(series: Series, analyses: list[Analysis], index: int) -> int:
     """Canvas with the slice slider; returns the slice shown, from 0."""
-    state_key = f"series.view.{index}"
-    counter, current = st.session_state.get(state_key, (0, analyses_peak(analyses)))
-    if jump is not None and jump != current:
-        counter, current = counter + 1, jump
+    counter, current = _view(analyses, index)
     choices = series.windows()
     picked = st.columns(2)
     window = picked[0].selectbox(
@@ -207,7 +213,7 @@ def _viewer(series: Series, analyses: list[Analysis], index: int, jump: int | No
         if method and maps is not None:
             panels.append(Panel(image[current], METHODS[method].title, saliency=maps[current], **shared))
         canvas(panels, key=f"series.canvas.{index}.one", window=start_window)
-    st.session_state[state_key] = (counter, current)
+    st.session_state[f"series.view.{index}"] = (counter, current)
     if maps is not None:
         text = "The map shows where the network finds evidence for its answer. It outlines no lesion."
         if analyses[current].decision == "rejected":
@@ -327,17 +333,12 @@ def _chart(analyses: list[Analysis], index: int) -> int | None:
         )
         .add_params(pick)
     )
-    current = st.session_state.get(f"series.view.{index}", (0, analyses_peak(analyses)))[1]
+    counter, current = _view(analyses, index)
     rule = alt.Chart(pd.DataFrame({"slice": [current + 1]})).mark_rule(strokeDash=[4, 3], size=1.5, color="#8a949a")
     chart = alt.layer(lines, strip, rule.encode(x=x), targets).resolve_scale(color="independent").properties(height=310)
-    seen_key = f"series.picked.{index}"
-    event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=f"series.chart.{index}")
+    event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=f"series.chart.{index}.{counter}")
     points = event.selection.get("pick") or [] if event else []
-    picked = int(points[0]["slice"]) - 1 if points and "slice" in points[0] else None
-    if picked == st.session_state.get(seen_key):
-        return None  # an old click: the slider may have moved on since
-    st.session_state[seen_key] = picked
-    return picked
+    return int(points[0]["slice"]) - 1 if points and "slice" in points[0] else None
 
 
 _PERCENT = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
