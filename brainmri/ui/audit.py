@@ -409,5 +409,6 @@ def _method(found: Audit) -> None:
         "Neighbouring slices of one patient are different pictures, and leak all the same: no audit of pictures "
         "finds them."
     )
-    st.caption(f"{cost['seconds']:.0f} s on {cost['cpu_count']} cores, {cost['peak_memory_mb']:,.0f} MB.")
+    took = f"{cost['seconds']:.0f} s, {cost['cpu_seconds']:.0f} s of processor time"
+    st.caption(f"{took}, on {cost['cpu_count']} cores; {cost['peak_memory_mb']:,.0f} MB.")
     link("pages/explore/evaluation.py", "What the leaks do to a model's figures")
