@@ -565,7 +565,10 @@ def _shortcuts(run: Run, found: list[Run]) -> None:
             table,
             hide_index=True,
             height=35 * (len(table) + 1) + 3,
-            column_config={"Question": st.column_config.TextColumn(width=460)},
+            column_config={
+                "Figure": st.column_config.TextColumn(pinned=True),
+                "Question": st.column_config.TextColumn(width=430),
+            },
         )
         st.caption(
             "Painted away counts as changed when the answer becomes no tumour or undecided. The rows “Sees only …” are "
@@ -595,7 +598,7 @@ def _shortcuts(run: Run, found: list[Run]) -> None:
 
 
 def _row(question: str, value: str, n: Any, meaning: str) -> dict[str, str]:
-    return {"Question": question, "Figure": value, "n": f"{n:,}" if isinstance(n, int) else str(n), "Good is": meaning}
+    return {"Figure": value, "Question": question, "n": f"{n:,}" if isinstance(n, int) else str(n), "Good is": meaning}
 
 
 def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[dict[str, str]]:
