@@ -63,6 +63,7 @@ def build_network(
     n_classes: int = len(CLASS_NAMES),
     normalised_blocks: tuple[int, ...] = (),
     mask_head: bool = False,
+    averaged: bool = False,
 ) -> keras.Model:
     """Build VGG16 and its head flat in one functional model.
 
@@ -76,12 +77,22 @@ def build_network(
     mask_head : bool
         Add the auxiliary output ``mask``: class probabilities per cell of block5's grid, seen from block4 and block5.
         Training only; it keeps evidence where the tumour is.
+    averaged : bool
+        Training only: the hidden layer sees the mean over positions, so that its weights cannot depend on the place;
+        `fold_batch_norm` spreads them over the flattened positions, which is the same function. With ``mask_head``
+        there is a third output ``contributions``: what each of block5_conv3's cells adds to each logit, which is
+        Grad-CAM before its ReLU [1]_, to be held to the outlines.
 
     Returns
     -------
     keras.Model
         Input (n, size, size, 3) in [0, 1] -> ``probabilities`` (n, n_classes); its input is the layer ``logits``.
-        With ``mask_head`` the outputs are {"probabilities", "mask"}.
+        With ``mask_head`` the outputs are {"probabilities", "mask"}, and "contributions" if ``averaged``.
+
+    References
+    ----------
+    .. [1] Selvaraju et al., "Grad-CAM", ICCV 2017, arXiv:1610.02391; supervised as in Li et al., "Tell Me Where to
+       Look", CVPR 2018.
     """
     import keras
     from keras import layers
@@ -109,7 +120,7 @@ def build_network(
         if block == 4:
             block4 = x
     features = last
-    x = layers.Flatten(name="flatten")(x)
+    x = layers.GlobalAveragePooling2D(name="average")(x) if averaged else layers.Flatten(name="flatten")(x)
     x = layers.Dropout(0.3, name="dropout_1")(x)
     # Norm here too while training: on top of normalised features a plain ReLU layer dies within an epoch.
     normalised = bool(normalised_blocks)
@@ -119,6 +130,7 @@ def build_network(
     if normalised:
         x = layers.BatchNormalization(momentum=0.97, name="dense_bn")(x)
         x = layers.ReLU(name="dense_relu")(x)
+    hidden = x
     x = layers.Dropout(0.2, name="dropout_2")(x)
     logits = layers.Dense(n_classes, name=LOGITS_LAYER, dtype="float32" if mask_head else None)(x)
     probabilities = layers.Activation("softmax", name="probabilities", dtype="float32" if mask_head else None)(logits)
@@ -127,7 +139,26 @@ def build_network(
     cells = layers.Concatenate(name="mask_features")([block4, features])
     cells = layers.Conv2D(n_classes, 1, name="mask_logits", dtype="float32")(cells)
     mask = layers.Activation("softmax", name="mask", dtype="float32")(cells)
-    return keras.Model(image, {"probabilities": probabilities, "mask": mask}, name="vgg16_training")
+    outputs = {"probabilities": probabilities, "mask": mask}
+    if averaged:
+        named = {layer.name: layer for layer in keras.Model(image, logits).layers}
+        outputs["contributions"] = _contributions(named)(features, hidden)
+    return keras.Model(image, outputs, name="vgg16_training")
+
+
+def _contributions(named: dict[str, keras.Layer]) -> keras.Layer:
+    from keras import layers, ops
+
+    class Contributions(layers.Layer):
+        def call(self, features, hidden):
+            dense, norm = named["dense"], named.get("dense_bn")
+            cells = ops.matmul(ops.cast(features, "float32"), ops.cast(dense.kernel, "float32"))
+            if norm is not None:
+                cells = cells * norm.gamma / ops.sqrt(norm.moving_variance + norm.epsilon)
+            active = ops.cast(hidden > 0, "float32")[:, None, None, :]
+            return ops.matmul(cells * active, named[LOGITS_LAYER].kernel)
+
+    return Contributions(name="contributions", dtype="float32")
 
 
 def load_imagenet(network: keras.Model, weights: str, blocks: tuple[int, ...] = (1, 2, 3, 4, 5)) -> tuple[str, ...]:
@@ -242,24 +273,41 @@ def fold_batch_norm(network: keras.Model) -> keras.Model:
             norm = network.get_layer(f"{layer.name}_bn")
             gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in norm.get_weights())
             scale = gamma / np.sqrt(variance + norm.epsilon)
-            layer.set_weights([source.kernel.numpy() * scale, beta - mean * scale])
+            weights = [source.kernel.numpy() * scale, beta - mean * scale]
         else:
-            layer.set_weights(source.get_weights())
+            weights = source.get_weights()
+        if layer.name == "dense":
+            weights[0] = _fit_positions(weights[0], layer.kernel.shape[0])
+        layer.set_weights(weights)
     return plain
 
 
 def enlarge_input(network: keras.Model, target: keras.Model) -> None:
-    """Carry weights to a network with an input twice as large: the first dense kernel is spread over 2 x 2 cells."""
+    """Carry weights to a network with a larger input or an averaged head: the dense kernel is spread or summed."""
     for layer in target.layers:
+        if not layer.weights:
+            continue
         weights = network.get_layer(layer.name).get_weights()
-        if layer.name == "dense" and weights[0].shape != tuple(layer.kernel.shape):
-            channels = BLOCKS[-1][0]
-            cells = round((weights[0].shape[0] / channels) ** 0.5)
-            kernel = weights[0].reshape(cells, cells, channels, -1)
-            kernel = kernel.repeat(2, axis=0).repeat(2, axis=1) / 4.0
-            weights[0] = kernel.reshape(-1, kernel.shape[-1])
-        if weights:
-            layer.set_weights(weights)
+        if layer.name == "dense":
+            weights[0] = _fit_positions(weights[0], layer.kernel.shape[0])
+        layer.set_weights(weights)
+
+
+def _fit_positions(kernel: np.ndarray, n_inputs: int) -> np.ndarray:
+    """A dense kernel for another number of positions; the same function of features that are equal everywhere.
+
+    Spreading from one position (an average over positions) is exact for any features.
+    """
+    channels = BLOCKS[-1][0]
+    before, after = (round((n / channels) ** 0.5) for n in (len(kernel), n_inputs))
+    kernel = kernel.reshape(before, before, channels, -1)
+    if after < before:
+        step = before // after
+        kernel = kernel.reshape(after, step, after, step, channels, -1).sum(axis=(1, 3))
+    else:
+        step = after // before
+        kernel = kernel.repeat(step, axis=0).repeat(step, axis=1) / step**2
+    return kernel.reshape(n_inputs, -1)
 
 
 def save_model(network: keras.Model, card: dict[str, Any], directory: Path | str) -> ModelCard:

@@ -66,6 +66,10 @@ class Stage(_Strict):
         Leading blocks that are not trained; None: the recipe's.
     painted_away : float
         With the recipe's ``counterfactuals``: the share of outlined tumours that is painted away and called no tumour.
+    averaged : bool
+        The hidden layer sees the mean over positions (`model.build_network`).
+    contribution_weight : float
+        With ``averaged`` and the recipe's mask head: weight of the loss that holds Grad-CAM to the outlines.
     average_epochs : int
         The stage ends with the mean of its last n epochs' weights, batch statistics measured anew [1]_; 0: without.
 
@@ -79,6 +83,8 @@ class Stage(_Strict):
     learning_rate: float = Field(gt=0)
     frozen_blocks: tuple[int, ...] | None = None
     painted_away: float = Field(0.18, ge=0, le=1)
+    averaged: bool = False
+    contribution_weight: float = Field(0.0, ge=0)
     average_epochs: int = Field(0, ge=0)
 
 
@@ -328,21 +334,20 @@ def mask_loss(y_true, y_pred):
     return ops.mean(3.0 * fraction * tumour + (1 - fraction) * none, axis=(1, 2))
 
 
-def _as_fit_batch(images, masks, targets, known, recipe: Recipe, weights: np.ndarray):
-    # A slice that may be several classes weighs as their mean.
-    sample_weight = (targets @ weights / targets.sum(axis=1)).astype(np.float32)
-    x = as_network_batch(images)
-    if not recipe.mask_weight:
-        return x, targets, sample_weight
-    cells = images.shape[1] // 16
-    fraction = np.stack([mask_cells(m, cells) for m in masks])
-    allowed = np.broadcast_to((targets * (np.arange(4) != _NONE))[:, None, None, :], (*fraction.shape, 4))
-    y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
-    return (
-        x,
-        {"probabilities": targets, "mask": y_mask},
-        {"probabilities": sample_weight, "mask": known.astype(np.float32)},
-    )
+def contribution_loss(y_true, y_pred):
+    """Cross-entropy between where the true class's logit comes from and where its tumour lies.
+
+    ``y_true`` as for `mask_loss`; ``y_pred`` (n, cells, cells, 4) are contributions to the logits. A logit is their
+    mean, some units high: divided by 16, a lesion of a few cells can gather nearly all of the softmax over cells.
+    """
+    from keras import ops
+
+    fraction, allowed = y_true[..., 0], y_true[..., 1:]
+    score = ops.sum(allowed * y_pred, axis=-1) / ops.maximum(ops.sum(allowed, axis=-1), 1.0) / 16.0
+    cells = fraction.shape[1] * fraction.shape[2]
+    log_share = ops.log_softmax(ops.reshape(score, (-1, cells)), axis=-1)
+    where = ops.reshape(fraction, (-1, cells))
+    return -ops.sum(where * log_share, axis=-1) / ops.maximum(ops.sum(where, axis=-1), 1e-6)
 
 
 def class_weights(data: TrainingSet, recipe: Recipe) -> np.ndarray:
@@ -480,6 +485,7 @@ def _build(recipe: Recipe, number: int):
         input_size=recipe.stages[number].input_size,
         normalised_blocks=recipe.normalised_blocks,
         mask_head=recipe.mask_weight > 0,
+        averaged=recipe.stages[number].averaged,
     )
 
 
@@ -492,8 +498,8 @@ def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out
     trained = batches.trained
     trained.compile(
         optimizer=_optimizer(recipe, stage, -(-per_epoch // recipe.batch_size)),
-        loss=_losses(recipe),
-        loss_weights={"probabilities": 1.0, "mask": recipe.mask_weight} if recipe.mask_weight else None,
+        loss=_losses(recipe, stage),
+        loss_weights=_loss_weights(recipe, stage),
         jit_compile=False,
     )
     first = run.state["epoch"]
@@ -582,11 +588,12 @@ class _Batches:
         tumours = targets * (np.arange(len(CLASS_NAMES)) != _NONE)
         allowed = np.broadcast_to(tumours[:, None, None, :], (*fraction.shape, len(CLASS_NAMES)))
         y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
-        return (
-            x,
-            {"probabilities": targets, "mask": y_mask},
-            {"probabilities": self._sample_weight(targets), "mask": np.asarray(known, np.float32)},
-        )
+        y = {"probabilities": targets, "mask": y_mask}
+        weights = {"probabilities": self._sample_weight(targets), "mask": np.asarray(known, np.float32)}
+        if self.stage.averaged:
+            outlined = np.asarray(known) & fraction.any(axis=(1, 2))
+            y, weights = y | {"contributions": y_mask}, weights | {"contributions": outlined.astype(np.float32)}
+        return x, y, weights
 
     def _sample_weight(self, targets: np.ndarray) -> np.ndarray:
         # A slice that may be several classes weighs as their mean.
@@ -608,9 +615,19 @@ def _measure_batch_statistics(network, batches) -> None:
         network(batches[i][0], training=True)
 
 
-def _losses(recipe: Recipe):
+def _losses(recipe: Recipe, stage: Stage):
     loss = class_loss(recipe.label_smoothing)
-    return {"probabilities": loss, "mask": mask_loss} if recipe.mask_weight else loss
+    if not recipe.mask_weight:
+        return loss
+    losses = {"probabilities": loss, "mask": mask_loss}
+    return losses | {"contributions": contribution_loss} if stage.averaged else losses
+
+
+def _loss_weights(recipe: Recipe, stage: Stage) -> dict[str, float] | None:
+    if not recipe.mask_weight:
+        return None
+    weights = {"probabilities": 1.0, "mask": recipe.mask_weight}
+    return weights | {"contributions": stage.contribution_weight} if stage.averaged else weights
 
 
 def _optimizer(recipe: Recipe, stage: Stage, steps: int):

@@ -147,3 +147,40 @@ def test_saved_model_loads_and_a_foreign_file_does_not(tmp_path, images):
     (tmp_path / "m.json").write_text(json.dumps({"id": "m"}))
     with pytest.raises(ModelError, match="not a model card"):
         model.read_card("m", tmp_path)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_an_averaged_head_ships_as_the_flat_one_and_contributions_are_grad_cam():
+    import keras
+
+    from brainmri.explain.head import Head
+
+    training_network = model.build_network(
+        input_size=64, normalised_blocks=(1, 2, 3, 4, 5), mask_head=True, averaged=True
+    )
+    rng = np.random.default_rng(0)
+    for layer in training_network.layers:
+        if layer.name.endswith("_bn"):
+            layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    plain = model.fold_batch_norm(training_network)
+    assert plain.get_layer("flatten")
+    x = rng.random((3, 64, 64, 3), np.float32)
+    outputs, targets = training_network(x), np.array([0, 1, 3])
+    np.testing.assert_allclose(outputs["probabilities"], plain(x), atol=1e-5)
+    features = np.asarray(keras.Model(plain.input, plain.get_layer(model.FEATURE_LAYER).output)(x))
+    cells = features.shape[1] * features.shape[2]
+    weights = Head.of_network(plain).mean_gradient(features, targets)
+    grad_cam = np.einsum("nijc,nc->nij", features, weights) * cells
+    contributions = np.asarray(outputs["contributions"])[np.arange(3), :, :, targets]
+    np.testing.assert_allclose(contributions, grad_cam, rtol=1e-3, atol=1e-4 * np.abs(grad_cam).max())
+    assert grad_cam.std() > 0
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_a_kernel_summed_over_positions_answers_alike_for_even_features():
+    rng = np.random.default_rng(0)
+    channels = model.BLOCKS[-1][0]
+    kernel, feature = rng.normal(size=(16 * channels, 5)), rng.normal(size=channels)
+    averaged = model._fit_positions(kernel, channels)
+    np.testing.assert_allclose(np.tile(feature, 16) @ kernel, feature @ averaged)
+    np.testing.assert_allclose(np.tile(feature, 16) @ model._fit_positions(averaged, 16 * channels), feature @ averaged)

@@ -150,6 +150,30 @@ def test_the_last_stage_averages_and_thaws(collection, tmp_path):
         np.testing.assert_allclose(read(last, layer), sum(both) / 2, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("tiny_blocks")
+def test_a_stage_may_average_positions_and_hold_grad_cam_to_the_outlines(collection, tmp_path):
+    stage = {"input_size": 64, "epochs": 1, "learning_rate": 1e-3}
+    averaged = stage | {"averaged": True, "contribution_weight": 0.5, "average_epochs": 1}
+    recipe = _recipe(collection, stages=[stage, averaged], mask_weight=1.0)
+    network = training.train(recipe, collection.parent, tmp_path)
+    again = training.train(recipe, collection.parent, tmp_path, resume=True)
+    np.testing.assert_allclose(again.get_weights()[-2], network.get_weights()[-2])
+    kernel = network.get_layer("dense").kernel.numpy()
+    positions = np.split(kernel, 4)
+    np.testing.assert_allclose(positions[0], positions[3])
+
+
+def test_contributions_belong_where_the_tumour_is():
+    y_true, inside, outside = np.zeros((1, 2, 2, 5), np.float32), np.zeros((2, 1, 2, 2, 4), np.float32), None
+    y_true[0, 0, 1, 0] = 0.5  # half of one cell
+    y_true[..., 1:] = [1, 0, 0, 0]
+    inside[0, 0, 0, 1, 0] = inside[1, 0, 1, 0, 0] = 80
+    inside, outside = inside
+    assert float(training.contribution_loss(y_true, inside)[0]) < 0.03
+    assert float(training.contribution_loss(y_true, outside)[0]) > 4
+    assert np.isclose(float(training.contribution_loss(y_true, np.zeros_like(inside))[0]), np.log(4))
+
+
 def test_losses_of_an_unknown_type_ask_for_any_tumour():
     p = np.array([[0.2, 0.3, 0.4, 0.1]], np.float32)
     any_tumour = np.array([[1, 1, 0, 1]], np.float32)
