@@ -1,7 +1,7 @@
 """Many readers at once: a real server, and sessions that speak Streamlit's websocket protocol as a browser does.
 
     python benchmarks/load.py [--sessions 50] [--seconds 120] [--every 10] [--visits 200]
-    python benchmarks/load.py --fresh
+    python benchmarks/load.py --fresh [--rounds 3]
 
 Each session opens the app, enters as a guest, goes to Predict and presses a sample every ``--every`` seconds; its
 latency is that of the whole answer, from the click until the page is drawn. Then ``--visits`` further sessions come
@@ -263,11 +263,12 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10)
     parser.add_argument("--visits", type=int, default=200)
     parser.add_argument("--fresh", action="store_true", help="the first prediction of a fresh app, both engines, alone")
+    parser.add_argument("--rounds", type=int, default=3, help="of --fresh")
     options = parser.parse_args()
     model = load_settings().model
     if options.fresh:
         runs: dict[str, list[dict[str, float]]] = {"keras": [], "openvino": []}
-        for _ in range(3):
+        for _ in range(options.rounds):
             for engine, results in runs.items():
                 results.append(measure_fresh_app(model.directory, model.id, engine))
         found = {

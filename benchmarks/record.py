@@ -1,10 +1,10 @@
 """Run the benchmarks, keep what they print in benchmarks/results.json, write docs/performance.md and docs/scaling.md.
 
     python benchmarks/record.py all
-    python benchmarks/record.py engines load
+    python benchmarks/record.py engines load [--quick]
 
-Sections: engines, fresh_app, load, memory, ray, limits. Without one, only the documents are written. A section that
-fails keeps its earlier figures.
+Sections: engines, fresh_app, load, memory, ray, limits. Without one, only the documents are written. ``--quick``
+measures each in a minute or so of a quiet machine, less surely. A section that fails keeps its earlier figures.
 """
 
 from __future__ import annotations
@@ -26,16 +26,24 @@ SECTIONS = {
     "ray": "benchmarks/ray_efficiency.py --files 2048 --rounds 3",
     "limits": "benchmarks/limits.py",
 }
+QUICK = {
+    "engines": "-m brainmri benchmark --quick --json",
+    "fresh_app": "benchmarks/load.py --fresh --rounds 1",
+    "load": "benchmarks/load.py --seconds 40 --visits 40",
+    "memory": "benchmarks/memory.py --predictions 2000",
+    "ray": "benchmarks/ray_efficiency.py --files 768 --rounds 1",
+    "limits": "benchmarks/limits.py --names 50000 --files 512 --chunks 256",
+}
 
 
-def measure(section: str) -> None:
+def measure(section: str, arguments: str) -> None:
     """Run one section in a process of its own and keep its JSON."""
     from brainmri.config import load_settings
     from brainmri.inference import check_optimised, optimised_path
     from brainmri.model import read_card
     from brainmri.optimize import processor_name
 
-    arguments = SECTIONS[section]
+    load_average = os.getloadavg()[0]
     print(f"{section}: python {arguments}", file=sys.stderr)
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
@@ -53,6 +61,7 @@ def measure(section: str) -> None:
         "command": f"python {arguments}",
         "date": date.today().isoformat(),
         "machine": processor_name(),
+        "load_average_before": round(load_average, 1),
         "weights_sha256": card.weights_sha256,
         "precision": check_optimised(optimised_path(card.id, settings.directory), card),
         "result": json.loads(done.stdout),
@@ -62,16 +71,18 @@ def measure(section: str) -> None:
 
 def main() -> None:
     """Entry point."""
-    wanted = sys.argv[1:]
+    wanted = [a for a in sys.argv[1:] if a != "--quick"]
+    commands = QUICK if "--quick" in sys.argv else SECTIONS
     if unknown := set(wanted) - {*SECTIONS, "all"}:
         sys.exit(f"unknown section {sorted(unknown)[0]!r}; known: all, {', '.join(SECTIONS)}")
     failed = []
     for section in SECTIONS if "all" in wanted else wanted:
         try:
-            measure(section)
+            measure(section, commands[section])
         except (subprocess.CalledProcessError, json.JSONDecodeError) as error:
             failed.append(f"{section}: {error}")
-    subprocess.run([sys.executable, ROOT / "scripts" / "performance_doc.py"], check=True)
+    if set(json.loads(RESULTS.read_text("utf-8"))) == set(SECTIONS):
+        subprocess.run([sys.executable, ROOT / "scripts" / "performance_doc.py"], check=True)
     if failed:
         sys.exit("\n".join(failed))
 

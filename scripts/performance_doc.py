@@ -56,8 +56,14 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def dated(section: dict[str, Any], rows: list[tuple[str, str]]) -> str:
     """A section's figures under its command, date and machine."""
-    return f"`{section['command']}`, {section['date']}, {section['machine']}, {section['precision']}:\n\n" + table(
-        ("measured", "value"), rows
+    return f"{origin(section)}:\n\n" + table(("measured", "value"), rows)
+
+
+def origin(section: dict[str, Any]) -> str:
+    """Where figures come from; a load average above the processes' own says that the machine was busy with more."""
+    return (
+        f"`{section['command']}`, {section['date']}, {section['machine']}, {section['precision']}, load average "
+        f"{section['load_average_before']:.1f} before it began"
     )
 
 
@@ -90,13 +96,13 @@ def performance(results: dict[str, Any]) -> dict[str, str]:
         ("memory of that fresh app over Keras's", fresh["ratios"]["memory"], 1 / 3),
         ("prediction + Grad-CAM over prediction", ratios["grad_cam_over_prediction"], 1.15),
         ("p95 of the load test, s", load["p95_s"], 3),
-        ("growth over 20,000 predictions, MiB", memory["growth_mib"], 50),
+        (f"growth over {memory['predictions']:,} predictions, MiB", memory["growth_mib"], 50),
     ]
     verdicts = [(n, f"{v:.2f}", f"≥ {bar:.3g}", "yes" if v >= bar else "**no**") for n, v, bar in bars]
     verdicts += [(n, f"{v:.2f}", f"≤ {bar:.3g}", "yes" if v <= bar else "**no**") for n, v, bar in most]
     return {
         "bars": table(("ratio or limit", "measured", "wanted", "met"), verdicts),
-        "engines": f"`{results['engines']['command']}`:\n\n" + as_table({**engines, "latency_ms": by_size}),
+        "engines": f"{origin(results['engines'])}:\n\n" + as_table({**engines, "latency_ms": by_size}),
         "fresh": dated(
             results["fresh_app"],
             [(f"{e}", f"{fresh[e]['seconds']:.2f} s, {fresh[e]['peak_mib']:.0f} MiB") for e in ("keras", "openvino")],
@@ -229,8 +235,8 @@ def scaling(results: dict[str, Any]) -> dict[str, str]:
         ]
     )
     return {
-        "measured": f"From `benchmarks/results.json`, {results['ray']['date']}, {results['ray']['machine']}, "
-        f"{results['ray']['precision']}:\n\n" + table(("measured", "value"), measured),
+        "measured": f"{origin(results['ray'])}; {origin(results['limits'])}:\n\n"
+        + table(("measured", "value"), measured),
         "assumed": table(
             ("assumed", "value"),
             [

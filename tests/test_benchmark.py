@@ -40,7 +40,8 @@ def test_the_documents_show_the_saved_figures(name):
 def test_a_hundred_million_slices_by_hand():
     """10 slices a core and second, and a driver that deals out 100 chunks: 10^8 slices are 2778 core-hours."""
     documents = script("performance_doc", BENCHMARKS.parent / "scripts")
-    context = {"date": "2026-01-01", "machine": "a machine", "precision": "bf16"}
+    context = {"command": "it", "date": "2026-01-01", "machine": "a machine", "precision": "bf16"}
+    context["load_average_before"] = 0.0
     peak = {"driver_mib": 100.0, "worker_mib": 512.0}
     limits = {
         "listing": {"files_per_second": 100_000.0},
