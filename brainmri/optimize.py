@@ -6,8 +6,10 @@ quantisation is known to wreck some networks without a sign of it in their avera
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -241,17 +243,18 @@ def quantise(
         return float(kept.mean()), kept.tolist()
 
     kept = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in KEPT_IN_FLOAT]
-    return nncf.quantize_with_accuracy_control(
-        model,
-        nncf.Dataset([split_grey(as_network_batch(x[None])) for x in calibration.inputs]),
-        nncf.Dataset([split_grey(as_network_batch(x[None])) for x in steering.inputs]),
-        validation_fn=agreement,
-        max_drop=max_drop,
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(calibration),
-        ignored_scope=nncf.IgnoredScope(names=kept),
-        advanced_quantization_parameters=_without_bias_correction(),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF's progress bars; standard output is for results
+        return nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset([split_grey(as_network_batch(x[None])) for x in calibration.inputs]),
+            nncf.Dataset([split_grey(as_network_batch(x[None])) for x in steering.inputs]),
+            validation_fn=agreement,
+            max_drop=max_drop,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(names=kept),
+            advanced_quantization_parameters=_without_bias_correction(),
+        )
 
 
 def _without_bias_correction() -> nncf.AdvancedQuantizationParameters:
@@ -270,13 +273,14 @@ def quantise_blindly(model: openvino.Model, inputs: np.ndarray) -> openvino.Mode
         raise EngineError(f"int8 needs NNCF ({error}); pip install nncf") from error
     nncf.set_log_level(logging.ERROR)
     kept = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in KEPT_IN_FLOAT]
-    return nncf.quantize(
-        model.clone(),
-        nncf.Dataset([split_grey(as_network_batch(x[None])) for x in inputs]),
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=kept),
-        advanced_parameters=_without_bias_correction(),
-    )
+    with contextlib.redirect_stdout(sys.stderr):
+        return nncf.quantize(
+            model.clone(),
+            nncf.Dataset([split_grey(as_network_batch(x[None])) for x in inputs]),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(names=kept),
+            advanced_parameters=_without_bias_correction(),
+        )
 
 
 def int8_layers(model: openvino.Model) -> list[str]:

@@ -161,10 +161,11 @@ def test_commands_exist():
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
 
-def test_int8_for_speed_is_int8(tiny_models, tiny_blocks, tmp_path):
+def test_int8_for_speed_is_int8(tiny_models, tiny_blocks, tmp_path, capsys):
     card = read_card("tiny", tiny_models)
     inputs = np.random.default_rng(0).random((4, 128, 128), np.float32)
     model = optimize.quantise_blindly(optimize.export_network(card, tiny_models), inputs)
+    assert capsys.readouterr().out == ""  # --json prints JSON and nothing else
     path = optimize.write_optimised(model, "int8", card, tmp_path)
     assert check_optimised(path, card) == "int8"
     assert len(optimize.int8_layers(model)) == 5
