@@ -164,10 +164,16 @@ def _template_volume() -> np.ndarray:
     path = Path(spec.origin).parent / _MNI_T1 if spec and spec.origin else None
     if path is None or not path.is_file():
         raise DataError("samples: nilearn's MNI152 template is not installed; run: pip install nilearn")
-    import nibabel
-
-    image: nibabel.Nifti1Image = nibabel.load(path)  # type: ignore[assignment]
-    return np.asarray(image.dataobj)
+    # nibabel imports every DICOM decoder there is; NIfTI-1 says in its first 352 bytes where the voxels are.
+    with gzip.open(path) as file:
+        content = file.read()
+    shape = np.frombuffer(content, "<i2", 3, offset=42)
+    offset, slope = int(np.frombuffer(content, "<f4", 1, offset=108)[0]), np.frombuffer(content, "<f4", 2, offset=112)
+    if np.frombuffer(content, "<i2", 1, offset=70)[0] != 2 or slope[0] not in (0, 1) or slope[1] != 0:
+        raise DataError(
+            f"samples: {path.name} does not hold unscaled 8-bit voxels; reinstall the nilearn that is pinned"
+        )
+    return np.frombuffer(content, np.uint8, int(np.prod(shape)), offset=offset).reshape(shape, order="F")
 
 
 def _template(*, axis: int, index: int) -> np.ndarray:
@@ -178,10 +184,10 @@ def _template(*, axis: int, index: int) -> np.ndarray:
 
 def _sagittal_head() -> np.ndarray:
     """matplotlib's sagittal head in [0, 1] at 512 x 512, its coil shading evened out."""
-    import matplotlib.cbook
-
+    spec = importlib.util.find_spec("matplotlib")  # its file is all that is needed
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
     try:
-        with gzip.open(Path(str(matplotlib.cbook._get_data_path("sample_data"))) / "s1045.ima.gz") as file:
+        with gzip.open(folder / "mpl-data" / "sample_data" / "s1045.ima.gz") as file:
             raw = np.frombuffer(file.read(), np.uint16).reshape(256, 256).astype(np.float64)
     except (OSError, ValueError) as error:
         raise DataError(f"samples: matplotlib's sample data s1045.ima.gz cannot be read ({error})") from error

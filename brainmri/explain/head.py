@@ -6,7 +6,6 @@ small dense layers and a 2 x 2 max pool only, so no second pass through the netw
 
 from __future__ import annotations
 
-import io
 import zipfile
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -120,9 +119,8 @@ def _load(path: Path, weights_sha256: str) -> Head:
     import h5py
 
     try:
-        with zipfile.ZipFile(path) as archive:
-            content = io.BytesIO(archive.read("model.weights.h5"))
-        with h5py.File(content) as file:
+        # Keras stores it uncompressed: only what is asked for is read.
+        with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as content, h5py.File(content) as file:
             arrays = [
                 np.asarray(file[f"layers/{layer}/vars/{index}"], np.float32)
                 for layer in ("dense", "dense_1")
