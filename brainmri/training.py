@@ -108,8 +108,16 @@ class Recipe(_Strict):
         ``brightness_contrast`` (the classic), ``full``, or ``none``.
     mask_weight : float
         Weight of the auxiliary mask loss; 0 trains without the mask head.
+    bias_correction : bool
+        After training, add to the logits the per-class bias that minimises the log loss of the first source's val
+        split, together with a temperature [1]_: views painted away and class balance shift the share of no tumour.
     counterfactuals : bool
         Train on tumours painted away (as no tumour), paint elsewhere (unchanged label), and pasted tumours.
+
+    References
+    ----------
+    .. [1] Alexandari, Kundaje & Shrikumar, "Maximum Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label
+       Shift Adaptation", ICML 2020.
     """
 
     name: str
@@ -130,6 +138,7 @@ class Recipe(_Strict):
     augmentation: Literal["none", "brightness_contrast", "full"] = "full"
     mask_weight: float = 0.0
     counterfactuals: bool = False
+    bias_correction: bool = False
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     seed: int = 0
 
@@ -395,11 +404,14 @@ def train(
     from brainmri.model import fold_batch_norm
 
     run = _Run(Path(run_directory), recipe, resume)
+    loading = (lambda i, n: report({"loading": i, "of": n})) if report else None
     if run.state["stage"] == len(recipe.stages):  # finished before: only the network is asked for
         network = _build(recipe, len(recipe.stages) - 1)
         network.load_weights(run.checkpoint(len(recipe.stages) - 1))
-        return fold_batch_norm(network)
-    loading = (lambda i, n: report({"loading": i, "of": n})) if report else None
+        plain = fold_batch_norm(network)
+        if recipe.bias_correction:
+            correct_bias(plain, load_training_set(recipe, data_root, "val", loading), recipe)
+        return plain
     data = load_training_set(recipe, data_root, "train", loading)
     held_out = load_training_set(recipe, data_root, "val", loading)
     keras.utils.set_random_seed(recipe.seed)
@@ -408,9 +420,34 @@ def train(
         for number in range(run.state["stage"], len(recipe.stages)):
             network = _start_stage(recipe, number, run, weights)
             _fit_stage(recipe, number, network, data, held_out, run, report)
-        return fold_batch_norm(network)
+        plain = fold_batch_norm(network)
+        if recipe.bias_correction:
+            correct_bias(plain, held_out, recipe)
+        return plain
     finally:
         keras.mixed_precision.set_global_policy("float32")
+
+
+def correct_bias(network, held_out: TrainingSet, recipe: Recipe) -> None:
+    """Shift the logits' bias as `Recipe.bias_correction` says; the network is changed."""
+    import keras
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
+
+    rows = np.flatnonzero(held_out.source == recipe.sources[0].name)
+    size, layer = network.input_shape[1], network.get_layer("logits")
+    views = np.stack([_resize(image, size) / 255.0 for image in held_out.images[rows]])
+    logits_of = keras.Model(network.input, layer.output)
+    parts = [np.asarray(logits_of(as_network_batch(views[i : i + 64])), float) for i in range(0, len(views), 64)]
+    logits, true = np.concatenate(parts), held_out.targets[rows].argmax(axis=1)
+
+    def log_loss(x: np.ndarray) -> float:
+        scaled = logits / np.exp(x[0]) + x[1:]
+        return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(true)), true]).mean())
+
+    found = minimize(log_loss, np.zeros(1 + logits.shape[1]), method="L-BFGS-B").x
+    bias = found[1:] * np.exp(found[0])
+    layer.bias.assign_add(bias - bias.mean())
 
 
 class _Run:

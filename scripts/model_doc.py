@@ -36,7 +36,10 @@ SEARCH = {
 
 def search_table() -> str:
     """The logged rows of ``brainmri search``."""
-    with (ROOT / "evaluations" / "search.csv").open(encoding="utf-8") as file:
+    log = ROOT / "evaluations" / "search.csv"
+    if not log.is_file():
+        return "No rows logged yet: run `brainmri search`."
+    with log.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     lines = ["| " + " | ".join(SEARCH.values()) + " |", "|---" * len(SEARCH) + "|"]
     for row in rows:

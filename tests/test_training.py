@@ -163,6 +163,27 @@ def test_a_stage_may_average_positions_and_hold_grad_cam_to_the_outlines(collect
     np.testing.assert_allclose(positions[0], positions[3])
 
 
+@pytest.mark.usefixtures("tiny_blocks")
+def test_bias_correction_lowers_the_log_loss_on_val(collection):
+    from brainmri.model import build_network
+
+    recipe = _recipe(collection, bias_correction=True)
+    held_out = training.load_training_set(recipe, collection.parent, "val")
+    network = build_network(input_size=32)
+    network.get_layer("logits").bias.assign([0.0, 0.0, 6.0, 0.0])  # says no tumour whatever it sees
+
+    def log_loss() -> float:
+        views = np.stack([training._resize(image, 32) / 255 for image in held_out.images])
+        p = np.asarray(network(training.as_network_batch(views)))
+        return float(-np.log(p[np.arange(len(p)), held_out.targets.argmax(1)]).mean())
+
+    before = log_loss()
+    training.correct_bias(network, held_out, recipe)
+    assert log_loss() < before - 1
+    bias = network.get_layer("logits").bias.numpy()
+    assert bias[NONE] < 3
+
+
 def test_contributions_belong_where_the_tumour_is():
     y_true, inside, outside = np.zeros((1, 2, 2, 5), np.float32), np.zeros((2, 1, 2, 2, 4), np.float32), None
     y_true[0, 0, 1, 0] = 0.5  # half of one cell
