@@ -81,7 +81,7 @@ def main() -> None:
             measure(section, commands[section])
         except (subprocess.CalledProcessError, json.JSONDecodeError) as error:
             failed.append(f"{section}: {error}")
-    if RESULTS.is_file() and set(json.loads(RESULTS.read_text("utf-8"))) == set(SECTIONS):
+    if RESULTS.is_file():
         subprocess.run([sys.executable, ROOT / "scripts" / "performance_doc.py"], check=True)
     if failed:
         sys.exit("\n".join(failed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,10 @@ def script(name, folder=BENCHMARKS):
 def test_the_documents_show_the_saved_figures(name):
     """docs/performance.md and docs/scaling.md are what their script makes of benchmarks/results.json."""
     documents = script("performance_doc", BENCHMARKS.parent / "scripts")
-    results = json.loads((BENCHMARKS / "results.json").read_text("utf-8"))
+    saved = BENCHMARKS / "results.json"
+    if not saved.is_file() and os.environ.get("CI") != "true":
+        pytest.skip("nothing measured yet: python benchmarks/record.py all")
+    results = json.loads(saved.read_text("utf-8"))
     assert set(results) == set(script("record").SECTIONS)
     text = (BENCHMARKS.parent / "docs" / f"{name}.md").read_text("utf-8")
     for block in getattr(documents, name)(results).values():
