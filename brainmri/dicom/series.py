@@ -249,7 +249,7 @@ class Run:
         return self.last - self.first + 1
 
 
-MIN_RUN = 3
+MIN_RUN = 2
 """Neighbouring slices that must agree on a tumour before a series answer names it.
 
 Chosen on validation stacks by ``brainmri dicom measure``, which says so when other weights ask for another number.
