@@ -445,7 +445,9 @@ def correct_bias(network, held_out: TrainingSet, recipe: Recipe) -> None:
         scaled = logits / np.exp(x[0]) + x[1:]
         return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(true)), true]).mean())
 
-    found = minimize(log_loss, np.zeros(1 + logits.shape[1]), method="L-BFGS-B").x
+    # Bounded: on a split of a few separable images the best temperature and bias are infinite.
+    bounds = [(-3, 3)] + [(-5, 5)] * logits.shape[1]
+    found = minimize(log_loss, np.zeros(len(bounds)), method="L-BFGS-B", bounds=bounds).x
     bias = found[1:] * np.exp(found[0])
     layer.bias.assign_add(bias - bias.mean())
 
