@@ -27,6 +27,9 @@ RECIPES_DIRECTORY = Path(__file__).resolve().parent.parent / "recipes"
 CACHE_SIZE = 160
 """Side in pixels at which preprocessed slices wait in memory; views of up to 128 px are cut from it."""
 
+PAINTED_AWAY = 0.18
+"""Share of outlined tumours painted away where a stage names none."""
+
 _NONE = CLASS_NAMES.index(NO_TUMOR)
 
 
@@ -82,7 +85,7 @@ class Stage(_Strict):
     epochs: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     frozen_blocks: tuple[int, ...] | None = None
-    painted_away: float = Field(0.18, ge=0, le=1)
+    painted_away: float = Field(PAINTED_AWAY, ge=0, le=1)
     averaged: bool = False
     contribution_weight: float = Field(0.0, ge=0)
     average_epochs: int = Field(0, ge=0)
@@ -259,7 +262,7 @@ def epoch_indices(data: TrainingSet, recipe: Recipe, epoch: int) -> np.ndarray:
 
 
 def draw_view(
-    data: TrainingSet, recipe: Recipe, index: int, draw: tuple[int, ...], size: int, painted_away: float = 0.18
+    data: TrainingSet, recipe: Recipe, index: int, draw: tuple[int, ...], size: int, painted_away: float = PAINTED_AWAY
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """One view of one slice; a function of (seed, draw, index).
 
@@ -401,17 +404,12 @@ def train(
     """
     import keras
 
-    from brainmri.model import fold_batch_norm
-
     run = _Run(Path(run_directory), recipe, resume)
     loading = (lambda i, n: report({"loading": i, "of": n})) if report else None
     if run.state["stage"] == len(recipe.stages):  # finished before: only the network is asked for
         network = _build(recipe, len(recipe.stages) - 1)
         network.load_weights(run.checkpoint(len(recipe.stages) - 1))
-        plain = fold_batch_norm(network)
-        if recipe.bias_correction:
-            correct_bias(plain, load_training_set(recipe, data_root, "val", loading), recipe)
-        return plain
+        return _finish(recipe, network, lambda: load_training_set(recipe, data_root, "val", loading))
     data = load_training_set(recipe, data_root, "train", loading)
     held_out = load_training_set(recipe, data_root, "val", loading)
     keras.utils.set_random_seed(recipe.seed)
@@ -420,12 +418,18 @@ def train(
         for number in range(run.state["stage"], len(recipe.stages)):
             network = _start_stage(recipe, number, run, weights)
             _fit_stage(recipe, number, network, data, held_out, run, report)
-        plain = fold_batch_norm(network)
-        if recipe.bias_correction:
-            correct_bias(plain, held_out, recipe)
-        return plain
+        return _finish(recipe, network, lambda: held_out)
     finally:
         keras.mixed_precision.set_global_policy("float32")
+
+
+def _finish(recipe: Recipe, network, held_out: Callable[[], TrainingSet]):
+    from brainmri.model import fold_batch_norm
+
+    plain = fold_batch_norm(network)
+    if recipe.bias_correction:
+        correct_bias(plain, held_out(), recipe)
+    return plain
 
 
 def correct_bias(network, held_out: TrainingSet, recipe: Recipe) -> None:
@@ -434,8 +438,10 @@ def correct_bias(network, held_out: TrainingSet, recipe: Recipe) -> None:
     from scipy.optimize import minimize
     from scipy.special import logsumexp
 
+    from brainmri.model import LOGITS_LAYER
+
     rows = np.flatnonzero(held_out.source == recipe.sources[0].name)
-    size, layer = network.input_shape[1], network.get_layer("logits")
+    size, layer = network.input_shape[1], network.get_layer(LOGITS_LAYER)
     views = np.stack([_resize(image, size) / 255.0 for image in held_out.images[rows]])
     logits_of = keras.Model(network.input, layer.output)
     parts = [np.asarray(logits_of(as_network_batch(views[i : i + 64])), float) for i in range(0, len(views), 64)]

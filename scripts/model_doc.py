@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from brainmri.config import load_settings
+from brainmri.explain.study import write_tables
 from brainmri.model import read_card, write_card
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,12 +148,7 @@ def fill_evaluation(model_id: str) -> None:
         "preprocessing": preprocessing_table(clean),
         "robustness": robustness_table(clean),
     }
-    document = ROOT / "docs" / "evaluation.md"
-    text = document.read_text("utf-8")
-    for name, table in tables.items():
-        filled = f"<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, f=filled: f, text, flags=re.S)
-    document.write_text(text, "utf-8")
+    write_tables(ROOT / "docs" / "evaluation.md", tables)
 
 
 def main() -> None:
@@ -173,19 +168,7 @@ def main() -> None:
             card_metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
         rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | " + " | ".join(figures) + " |")
-    document = ROOT / "docs" / "model.md"
-    text = document.read_text("utf-8")
-    table = "\n".join(rows)
-    text = re.sub(
-        r"<!-- figures -->.*<!-- /figures -->", f"<!-- figures -->\n\n{table}\n\n<!-- /figures -->", text, flags=re.S
-    )
-    text = re.sub(
-        r"<!-- search -->.*<!-- /search -->",
-        f"<!-- search -->\n\n{search_table()}\n\n<!-- /search -->",
-        text,
-        flags=re.S,
-    )
-    document.write_text(text, "utf-8")
+    write_tables(ROOT / "docs" / "model.md", {"figures": "\n".join(rows), "search": search_table()})
     settings = load_settings().model
     fill_evaluation(settings.id)
     card = read_card(settings.id, settings.directory)

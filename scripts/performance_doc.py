@@ -6,7 +6,6 @@ python scripts/performance_doc.py
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from brainmri.archive import CHUNK_FILES  # noqa: E402
 from brainmri.benchmark import as_table  # noqa: E402
 from brainmri.config import load_settings  # noqa: E402
+from brainmri.explain.study import write_tables  # noqa: E402
 from brainmri.model import read_card  # noqa: E402
 
 SECTIONS = ("engines", "fresh_app", "load", "memory", "ray", "limits")
@@ -39,22 +39,9 @@ def main() -> None:
     missing = sorted(set(SECTIONS) - set(results))
     if missing:
         print(f"not measured yet: python benchmarks/record.py {' '.join(missing)}", file=sys.stderr)
-    if not missing:
-        fill(ROOT / "docs" / "performance.md", performance(results))
+    write_tables(ROOT / "docs" / "performance.md", {"precision": precisions()} if missing else performance(results))
     if {"ray", "limits"} <= set(results):
-        fill(ROOT / "docs" / "scaling.md", scaling(results))
-    fill(ROOT / "docs" / "performance.md", {"precision": precisions()})
-
-
-def fill(document: Path, blocks: dict[str, str]) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
-    text = document.read_text("utf-8")
-    for name, block in blocks.items():
-        pattern = rf"<!-- {name} -->.*<!-- /{name} -->"
-        if not re.search(pattern, text, re.S):
-            sys.exit(f"{document.name}: no place for {name}")
-        text = re.sub(pattern, lambda _, n=name, b=block: f"<!-- {n} -->\n\n{b}\n\n<!-- /{n} -->", text, flags=re.S)
-    document.write_text(text, "utf-8")
+        write_tables(ROOT / "docs" / "scaling.md", scaling(results))
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

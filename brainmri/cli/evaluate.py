@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _stages():
+def stages(width: int = 28):
     """Progress bars on stderr, one a stage: call with the stage's name, get a callable (done, total)."""
     from rich.console import Console
     from rich.progress import (
@@ -31,7 +31,7 @@ def _stages():
     )
 
     columns = (
-        TextColumn("{task.description:<28}"),
+        TextColumn(f"{{task.description:<{width}}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -81,7 +81,7 @@ def evaluate(
         from brainmri.suite import run_suite
 
         classifier, _ = _load(model, engine)
-        with _stages() as progress:
+        with stages() as progress:
             runs = run_suite(classifier, suite, output or Path("evaluations"), only=only, progress=progress)
         for run in runs:
             typer.echo(f"\n{run.title}\n{classification_report(run.metrics)}")
@@ -91,7 +91,7 @@ def evaluate(
     from brainmri import runs as saved
 
     classifier, _ = _load(model, engine)
-    with _stages() as progress:
+    with stages() as progress:
         run = saved.evaluate(
             classifier, manifest, images, split_column, split, output, name=name, baseline=baseline, progress=progress
         )
@@ -140,7 +140,7 @@ def calibrate(
     settings = load_settings()
     if manifest is None:
         manifest, images = SPLITS_DIRECTORY / "brain_tumor_mri.csv", images or settings.data.root
-    with _stages() as progress:
+    with stages() as progress:
         found = fit(
             model or settings.model.id,
             settings.model.directory,

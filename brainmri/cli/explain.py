@@ -190,20 +190,8 @@ def explain_eval(
 def _progress():
     """Bars on a terminal; elsewhere, in a log say, a line for every tenth of a stage."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
+    from brainmri.cli.evaluate import stages
 
     def lines(stage: str):
         start, said = time.monotonic(), [-1]
@@ -215,13 +203,8 @@ def _progress():
 
         return report
 
-    if not console.is_terminal:
+    if not Console(stderr=True).is_terminal:
         yield lines
         return
-    with Progress(*columns, console=console) as shown:
-
-        def bars(stage: str):
-            task = shown.add_task(stage, total=None)
-            return lambda done, total: shown.update(task, completed=done, total=total)
-
+    with stages(width=36) as bars:
         yield bars
