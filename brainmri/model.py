@@ -282,6 +282,50 @@ def fold_batch_norm(network: keras.Model) -> keras.Model:
     return plain
 
 
+def unfold_batch_norm(plain: keras.Model, network: keras.Model, views: np.ndarray) -> None:
+    """Give a plain network's weights to one with batch norm: the same function, to be trained further.
+
+    The inverse of `fold_batch_norm`: kernels get the size that they are initialised with, batch norm the statistics that
+    the activations then have on ``views``, and the scale and shift that undo both. What only ``network`` has, the mask head, is left as it is.
+
+    Parameters
+    ----------
+    views : ndarray of shape (n, size, size, 3), float32, in [0, 1]
+        A few hundred training views.
+    """
+    import keras
+    from keras import ops
+
+    normalised = [x.name.removesuffix("_bn") for x in network.layers if x.name.endswith("_bn")]
+    inputs_of = keras.Model(plain.input, [plain.get_layer(name).input for name in normalised])
+    sums: dict[str, tuple[Any, Any, int]] = dict.fromkeys(normalised, (0.0, 0.0, 0))
+    for start in range(0, len(views), 32):
+        for name, x in zip(normalised, inputs_of(views[start : start + 32]), strict=True):
+            layer = plain.get_layer(name)
+            z = ops.matmul(x, layer.kernel) if name == "dense" else ops.conv(x, layer.kernel, padding="same")
+            z = np.asarray(z, np.float64).reshape(-1, z.shape[-1])
+            total = sums[name]
+            sums[name] = (total[0] + z.sum(0), total[1] + (z**2).sum(0), total[2] + len(z))
+    for layer in network.layers:
+        if not layer.weights or layer.name not in {x.name for x in plain.layers}:
+            continue
+        weights = plain.get_layer(layer.name).get_weights()
+        if layer.name == "dense":
+            weights[0] = _fit_positions(weights[0], layer.kernel.shape[0])
+        if layer.name in sums:
+            total, squares, n = sums[layer.name]
+            norm = network.get_layer(f"{layer.name}_bn")
+            mean, shift = total / n, weights[1]
+            # To He's size: a step of a given learning rate is then as large a part of every kernel as it once was.
+            kernel = weights[0].reshape(-1, weights[0].shape[-1])
+            size = np.sqrt(2 / len(kernel)) / np.maximum(np.sqrt((kernel**2).mean(axis=0)), 1e-12)
+            variance = (squares / n - mean**2) * size**2
+            scale = np.sqrt(variance + norm.epsilon) / size
+            norm.set_weights([scale, mean + shift, mean * size, variance])
+            weights = [weights[0] * size]
+        layer.set_weights(weights)
+
+
 def enlarge_input(network: keras.Model, target: keras.Model) -> None:
     """Carry weights to a network with a larger input or an averaged head: the dense kernel is spread or summed."""
     for layer in target.layers:

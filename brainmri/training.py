@@ -96,6 +96,8 @@ class Recipe(_Strict):
 
     Attributes
     ----------
+    continues : str or None
+        The recipe whose finished model this one starts from, batch norm put back (`model.unfold_batch_norm`).
     imagenet_blocks : tuple of int
         Blocks that start from ImageNet; the others start from He's initialisation.
     frozen_blocks : tuple of int
@@ -127,6 +129,7 @@ class Recipe(_Strict):
     description: str = ""
     sources: tuple[Source, ...]
     stages: tuple[Stage, ...]
+    continues: str | None = None
     imagenet_blocks: tuple[int, ...] = ()
     frozen_blocks: tuple[int, ...] = ()
     normalised_blocks: tuple[int, ...] = ()
@@ -378,6 +381,7 @@ def train(
     run_directory: Path,
     *,
     weights: str = "none",
+    start: Any = None,
     resume: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ):
@@ -391,6 +395,9 @@ def train(
         Gets ``recipe.yaml``, ``stage<k>.weights.h5`` and ``state.json`` each epoch, ``history.csv``, ``curves.png``.
     weights : str
         Where ``imagenet_blocks`` come from: ``imagenet``, a file, or ``none`` (see `model.load_imagenet`).
+    start : keras.Model, optional
+        The finished network of the recipe that this one ``continues``; None trains that one first, in a folder of its
+        name in ``run_directory``.
     resume : bool
         Go on from the checkpoint; what follows is what an unbroken run would have done.
     report : callable, optional
@@ -410,13 +417,17 @@ def train(
         network = _build(recipe, len(recipe.stages) - 1)
         network.load_weights(run.checkpoint(len(recipe.stages) - 1))
         return _finish(recipe, network, lambda: load_training_set(recipe, data_root, "val", loading))
+    if recipe.continues and start is None:
+        before = run.directory / recipe.continues
+        begun = (before / "state.json").exists()
+        start = train(load_recipe(recipe.continues), data_root, before, weights=weights, resume=begun, report=report)
     data = load_training_set(recipe, data_root, "train", loading)
     held_out = load_training_set(recipe, data_root, "val", loading)
     keras.utils.set_random_seed(recipe.seed)
     keras.mixed_precision.set_global_policy(recipe.precision)
     try:
         for number in range(run.state["stage"], len(recipe.stages)):
-            network = _start_stage(recipe, number, run, weights)
+            network = _start_stage(recipe, number, run, weights, start, data)
             _fit_stage(recipe, number, network, data, held_out, run, report)
         return _finish(recipe, network, lambda: held_out)
     finally:
@@ -467,11 +478,12 @@ class _Run:
         state_file = directory / "state.json"
         self.state: dict[str, Any] = {"stage": 0, "epoch": 0, "elapsed_s": 0.0}
         if resume:
-            if not state_file.is_file():
+            if not state_file.is_file() and not (recipe.continues and (directory / recipe.continues).is_dir()):
                 raise ConfigError(f"{directory}: nothing to resume; expected state.json from an earlier run")
             if yaml.safe_load((directory / "recipe.yaml").read_text("utf-8")) != recipe.model_dump(mode="json"):
                 raise ConfigError(f"{directory}: was started with another recipe; pass the same, or another --output")
-            self.state = json.loads(state_file.read_text())
+            if state_file.is_file():  # else it was still at what it continues
+                self.state = json.loads(state_file.read_text())
         elif state_file.exists():
             raise ConfigError(f"{directory}: holds a run already; pass --resume to go on, or another --output")
         directory.mkdir(parents=True, exist_ok=True)
@@ -503,12 +515,18 @@ class _Run:
         os.replace(temporary, self.directory / name)
 
 
-def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str):
-    """The network a stage begins with: ImageNet and He, or the stage before it, enlarged."""
-    from brainmri.model import enlarge_input, load_imagenet
+def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str, start, data: TrainingSet):
+    """The network a stage begins with: ImageNet and He, the recipe before, or the stage before it, enlarged."""
+    from brainmri.model import enlarge_input, load_imagenet, unfold_batch_norm
 
     network = _build(recipe, number)
-    if number == 0:
+    if number == 0 and start is not None:
+        size = recipe.stages[0].input_size
+        if start.input_shape[1] != size:
+            raise ConfigError(f"{recipe.name}: starts at {size} px, what it continues has {start.input_shape[1]} px")
+        views = [draw_view(data, recipe, int(i), (0,), size)[0] for i in epoch_indices(data, recipe, 0)[:512]]
+        unfold_batch_norm(start, network, as_network_batch(np.stack(views)))
+    elif number == 0:
         if recipe.imagenet_blocks and weights != "none":
             load_imagenet(network, weights, recipe.imagenet_blocks)
     else:

@@ -56,6 +56,23 @@ def test_folding_keeps_the_function(images):
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+@pytest.mark.parametrize("averaged", [False, True])
+def test_unfolding_gives_batch_norm_back_and_keeps_the_function(images, averaged):
+    kind = {"input_size": 64, "normalised_blocks": (3, 4, 5), "mask_head": True, "averaged": averaged}
+    plain = model.fold_batch_norm(model.build_network(**kind))
+    network = model.build_network(**kind)
+    model.unfold_batch_norm(plain, network, images)
+    expected = np.asarray(plain(images))
+    np.testing.assert_allclose(np.asarray(network(images, training=False)["probabilities"]), expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(model.fold_batch_norm(network)(images)), expected, atol=1e-5)
+    # The statistics are those of these pictures: the first layer normalised by the batch's own changes nothing.
+    import keras
+
+    first = keras.Model(network.input, network.get_layer("block3_conv1_bn").output)
+    np.testing.assert_allclose(first(images, training=True), first(images, training=False), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
 def test_enlarged_network_sees_an_enlarged_feature_map_alike():
     small, large = model.build_network(input_size=32), model.build_network(input_size=64)
     model.enlarge_input(small, large)

@@ -164,6 +164,33 @@ def test_a_stage_may_average_positions_and_hold_grad_cam_to_the_outlines(collect
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+def test_a_recipe_may_continue_another(collection, tmp_path, monkeypatch):
+    first = _recipe(collection, name="first")
+    recipe = _recipe(collection, continues="first", stages=[{"input_size": 32, "epochs": 1, "learning_rate": 1e-9}])
+    monkeypatch.setattr(training, "load_recipe", {"first": first}.__getitem__)
+    whole = training.train(recipe, collection.parent, tmp_path / "whole")  # trains the first one, too
+    before = training.train(first, collection.parent, tmp_path / "whole" / "first", resume=True)
+    given = training.train(recipe, collection.parent, tmp_path / "given", start=before)
+    for a, b in zip(whole.get_weights(), given.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    images = np.random.default_rng(0).uniform(0, 1, (4, 32, 32, 3)).astype(np.float32)
+    # At next to no learning rate it is what it started from, but for batch statistics.
+    assert np.abs(np.asarray(whole(images)) - np.asarray(before(images))).max() < 0.1
+
+    def stop(event):
+        if "loss" in event:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):  # within what it continues
+        training.train(recipe, collection.parent, tmp_path / "killed", report=stop)
+    resumed = training.train(recipe, collection.parent, tmp_path / "killed", resume=True)
+    np.testing.assert_allclose(resumed.get_weights()[0], whole.get_weights()[0], atol=1e-5)
+    larger = _recipe(collection, continues="first", stages=[{"input_size": 64, "epochs": 1, "learning_rate": 1e-3}])
+    with pytest.raises(ConfigError, match="starts at 64 px"):
+        training.train(larger, collection.parent, tmp_path / "larger", start=before)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
 def test_bias_correction_lowers_the_log_loss_on_the_held_out_split(collection):
     import keras
 

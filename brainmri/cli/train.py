@@ -28,6 +28,10 @@ def register(app: typer.Typer) -> None:
         recipe: Annotated[str, typer.Option(help="Name in recipes/, or a YAML file.")] = "classic",
         output: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
         weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
+        start: Annotated[
+            Path | None,
+            typer.Option(metavar="CARD", help="Card of the model to go on from, where the recipe continues another."),
+        ] = None,
         model_id: Annotated[str | None, typer.Option(help="Also save to models/ under this id.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
         epochs: Annotated[int | None, typer.Option(help="Epochs of every stage, instead of the recipe's.")] = None,
@@ -39,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
         from brainmri import training
         from brainmri.config import load_settings
-        from brainmri.model import save_model
+        from brainmri.model import load_network, read_card, save_model
 
         settings = load_settings()
         chosen = training.override(training.load_recipe(recipe), epochs=epochs, precision=precision, seed=seed)
@@ -63,7 +67,10 @@ def register(app: typer.Typer) -> None:
                     note=f"loss {event['loss']:.3f}, val {event['val_accuracy']:.3f}, {minutes:.0f} min left",
                 )
 
-            network = training.train(chosen, settings.data.root, run, weights=weights, resume=resume, report=report)
+            before = load_network(read_card(start.stem, start.parent), start.parent) if start else None
+            network = training.train(
+                chosen, settings.data.root, run, weights=weights, start=before, resume=resume, report=report
+            )
         training.plot_history(run)
         card = training.card_facts(chosen, run, settings.data.root) | {
             "id": model_id or chosen.name,
