@@ -4,7 +4,8 @@
     python benchmarks/record.py engines load [--quick]
 
 Sections: engines, fresh_app, load, memory, ray, limits. Without one, only the documents are written. ``--quick``
-measures each in a minute or so of a quiet machine, less surely. A section that fails keeps its earlier figures.
+measures each in a minute or so of a quiet machine, less surely. A section that fails keeps its earlier figures, and
+each machine has its own.
 """
 
 from __future__ import annotations
@@ -57,10 +58,11 @@ def measure(section: str, arguments: str) -> None:
     settings = load_settings().model
     card = read_card(settings.id, settings.directory)
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    results[section] = {
+    machine = processor_name()
+    results.setdefault(machine, {})[section] = {
         "command": f"python {arguments}",
         "date": date.today().isoformat(),
-        "machine": processor_name(),
+        "machine": machine,
         "load_average_before": round(load_average, 1),
         "weights_sha256": card.weights_sha256,
         "precision": check_optimised(optimised_path(card.id, settings.directory), card),

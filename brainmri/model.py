@@ -285,8 +285,9 @@ def fold_batch_norm(network: keras.Model) -> keras.Model:
 def unfold_batch_norm(plain: keras.Model, network: keras.Model, views: np.ndarray) -> None:
     """Give a plain network's weights to one with batch norm: the same function, to be trained further.
 
-    The inverse of `fold_batch_norm`: kernels get the size that they are initialised with, batch norm the statistics that
-    the activations then have on ``views``, and the scale and shift that undo both. What only ``network`` has, the mask head, is left as it is.
+    The inverse of `fold_batch_norm`: kernels get the size that they are initialised with, batch norm the statistics
+    that the activations then have on ``views``, and the scale and shift that undo both. What only ``network`` has, the
+    mask head, is left as it is.
 
     Parameters
     ----------
