@@ -27,10 +27,10 @@ from PIL import Image
 from brainmri.audit import Audit, audit, check
 from brainmri.config import load_settings
 from brainmri.data import read_folder
+from brainmri.documents import write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 DOC = ROOT / "docs/audit.md"
-BEGIN, END = "<!-- figures: python benchmarks/audit.py --write -->", "<!-- end of figures -->"
 
 
 def augmented(job: tuple[str, str, int]) -> None:
@@ -122,8 +122,7 @@ def main() -> None:
     text = report(rows, arguments.threads)
     print(text)
     if arguments.write:
-        before, rest = DOC.read_text("utf-8").split(BEGIN)
-        DOC.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", "utf-8")
+        write_tables(DOC, {"figures": text})
 
 
 if __name__ == "__main__":

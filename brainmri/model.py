@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri.errors import ModelError
-from brainmri.imaging import NETWORK_SIZE
+from brainmri.imaging import NETWORK_SIZE, as_network_batch
 from brainmri.types import CLASS_NAMES
 
 if TYPE_CHECKING:
@@ -353,6 +353,18 @@ def _fit_positions(kernel: np.ndarray, n_inputs: int) -> np.ndarray:
         step = after // before
         kernel = kernel.repeat(step, axis=0).repeat(step, axis=1) / step**2
     return kernel.reshape(n_inputs, -1)
+
+
+def logits_of(network: keras.Model, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Logits, float32 (n, n_classes), of network inputs (n, size, size) in [0, 1], batch by batch."""
+    import keras
+
+    logits = keras.Model(network.input, network.get_layer(LOGITS_LAYER).output)
+    parts = [
+        np.asarray(logits(as_network_batch(inputs[i : i + batch]), training=False), np.float32)
+        for i in range(0, len(inputs), batch)
+    ]
+    return np.concatenate(parts)
 
 
 def save_model(network: keras.Model, card: dict[str, Any], directory: Path | str) -> ModelCard:

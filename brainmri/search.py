@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from brainmri.data import SPLITS_DIRECTORY, read_manifest, read_pixels, select_split
 from brainmri.errors import ConfigError
-from brainmri.imaging import as_network_batch, preprocess
+from brainmri.imaging import preprocess
 from brainmri.training import RECIPES_DIRECTORY, Recipe, train
 from brainmri.types import CLASS_NAMES, NO_TUMOR
 
@@ -152,16 +152,8 @@ def measure_network(
 
 
 def _logits(network, rows: pd.DataFrame, mirror: bool) -> np.ndarray:
-    import keras
+    from brainmri.model import logits_of
 
-    from brainmri.model import LOGITS_LAYER
-
-    model = keras.Model(network.input, network.get_layer(LOGITS_LAYER).output)
-    size, files, parts = network.input_shape[1], rows["file"].tolist(), []
-    for start in range(0, len(files), 64):
-        views = np.stack([preprocess(read_pixels(file), size)[0] for file in files[start : start + 64]])
-        found = np.asarray(model(as_network_batch(views)), np.float32)
-        if mirror:
-            found = np.mean([found, np.asarray(model(as_network_batch(views[:, :, ::-1])))], axis=0)
-        parts.append(found.astype(np.float32))
-    return np.concatenate(parts)
+    views = np.stack([preprocess(read_pixels(file), network.input_shape[1])[0] for file in rows["file"]])
+    logits = logits_of(network, views)
+    return (logits + logits_of(network, views[:, :, ::-1])) / 2 if mirror else logits

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brainmri import augment
 from brainmri.data import SPLITS_DIRECTORY, UNKNOWN_TUMOUR, read_manifest, read_mask, read_pixels, select_split
+from brainmri.decision import softmax
 from brainmri.errors import ConfigError, DataError
 from brainmri.imaging import as_network_batch, preprocess
 from brainmri.types import CLASS_NAMES, NO_TUMOR
@@ -445,18 +446,15 @@ def _finish(recipe: Recipe, network, held_out: Callable[[], TrainingSet]):
 
 def correct_bias(network, held_out: TrainingSet, recipe: Recipe) -> None:
     """Shift the logits' bias as `Recipe.bias_correction` says; the network is changed."""
-    import keras
     from scipy.optimize import minimize
     from scipy.special import logsumexp
 
-    from brainmri.model import LOGITS_LAYER
+    from brainmri.model import LOGITS_LAYER, logits_of
 
     rows = np.flatnonzero(held_out.source == recipe.sources[0].name)
     size, layer = network.input_shape[1], network.get_layer(LOGITS_LAYER)
     views = np.stack([_resize(image, size) / 255.0 for image in held_out.images[rows]])
-    logits_of = keras.Model(network.input, layer.output)
-    parts = [np.asarray(logits_of(as_network_batch(views[i : i + 64])), float) for i in range(0, len(views), 64)]
-    logits, true = np.concatenate(parts), held_out.targets[rows].argmax(axis=1)
+    logits, true = logits_of(network, views).astype(float), held_out.targets[rows].argmax(axis=1)
 
     def log_loss(x: np.ndarray) -> float:
         scaled = logits / np.exp(x[0]) + x[1:]
@@ -722,8 +720,9 @@ def _validate(network, inputs: np.ndarray, held_out: TrainingSet, recipe: Recipe
     """Accuracy on the first source's val split, and tumour against none in each of the others."""
     from sklearn.metrics import roc_auc_score
 
-    parts = [network(as_network_batch(inputs[i : i + 64]), training=False) for i in range(0, len(inputs), 64)]
-    y_prob = np.concatenate([np.asarray(p["probabilities"] if isinstance(p, dict) else p, np.float32) for p in parts])
+    from brainmri.model import logits_of
+
+    y_prob = softmax(logits_of(network, inputs))
     tumour = held_out.targets[:, _NONE] == 0
     figures: dict[str, float] = {}
     for number, source in enumerate(recipe.sources):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brainmri.config import load_settings
-from brainmri.explain.study import write_tables
+from brainmri.documents import write_tables
 from brainmri.model import read_card, write_card
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from brainmri.archive import CHUNK_FILES  # noqa: E402
 from brainmri.benchmark import as_table  # noqa: E402
 from brainmri.config import load_settings  # noqa: E402
-from brainmri.explain.study import write_tables  # noqa: E402
+from brainmri.documents import write_tables  # noqa: E402
 from brainmri.model import read_card  # noqa: E402
 
 SECTIONS = ("engines", "fresh_app", "load", "memory", "ray", "limits")
@@ -122,17 +122,7 @@ def performance(machines: dict[str, Any]) -> dict[str, str]:
     return {
         "bars": bars(machines),
         "engines": f"{origin(results['engines'])}:\n\n" + as_table({**engines, "latency_ms": by_size}),
-        "fresh": dated(
-            results["fresh_app"],
-            [
-                (
-                    engine,
-                    f"{fresh[engine]['seconds']:.2f} s, from the click "
-                    f"{fresh[engine].get('click_to_answer_s', float('nan')):.2f} s; {fresh[engine]['peak_mib']:.0f} MiB",
-                )
-                for engine in ("keras", "openvino")
-            ],
-        ),
+        "fresh": dated(results["fresh_app"], [(name, fresh_app(fresh[name])) for name in ("keras", "openvino")]),
         "load": dated(
             results["load"],
             [
@@ -167,6 +157,12 @@ def performance(machines: dict[str, Any]) -> dict[str, str]:
             ],
         ),
     }
+
+
+def fresh_app(found: dict[str, float]) -> str:
+    """A fresh server's first answer."""
+    click = f"{found['click_to_answer_s']:.2f} s" if "click_to_answer_s" in found else "–"
+    return f"{found['seconds']:.2f} s, from the click {click}; {found['peak_mib']:.0f} MiB"
 
 
 def precisions() -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from brainmri.documents import write_tables
 from brainmri.errors import DataError
 from brainmri.explain import METHODS, study
 from brainmri.explain.faithfulness import STEPS, faithfulness
@@ -175,7 +176,7 @@ def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_model
     tables = study.tables_of(result)
     page.write_text("Words.\n" + "".join(f"<!-- {n} -->\nSTALE\n<!-- /{n} -->\nbetween\n" for n in tables) + "End.\n")
     for _ in range(2):
-        study.write_tables(page, tables)
+        write_tables(page, tables)
     text = page.read_text()
     assert text.startswith("Words.")
     assert text.endswith("End.\n")
@@ -185,7 +186,7 @@ def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_model
     assert "Random (baseline)" in text
     page.write_text("no markers")
     with pytest.raises(DataError, match="no markers"):
-        study.write_tables(page, tables)
+        write_tables(page, tables)
 
 
 def test_a_split_without_masks_is_refused(classifier, masked_rows, tiny_models, tmp_path):

@@ -289,7 +289,7 @@ def test_measuring_by_command(app_settings, tmp_path):
     manifest = tmp_path / "m.csv"
     manifest.write_text("\n".join(lines), "utf-8")
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{measure.BEGIN}\nold\n{measure.END}\nafter\n", "utf-8")
+    page.write_text("before\n<!-- series -->\nold\n<!-- /series -->\nafter\n", "utf-8")
     options = ["dicom", "measure", "--manifest", str(manifest), "--images", str(images), "-o", str(page)]
     done = CliRunner().invoke(app, options)
     text = page.read_text("utf-8")

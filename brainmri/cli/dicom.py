@@ -103,8 +103,9 @@ def measure(
 
     from brainmri.config import load_settings
     from brainmri.data import SPLITS_DIRECTORY
-    from brainmri.dicom.measure import choose_min_run, figures, read_stacks, write_figures
+    from brainmri.dicom.measure import choose_min_run, figures, read_stacks
     from brainmri.dicom.series import MIN_RUN
+    from brainmri.documents import write_tables
     from brainmri.inference import load_classifier
 
     settings = load_settings()
@@ -122,7 +123,7 @@ def measure(
     if output is None:
         typer.echo(text)
     else:
-        write_figures(output, text)
+        write_tables(output, {"series": text})
     if (best := choose_min_run(stacks["val"])) != MIN_RUN:
         typer.echo(f"validation asks for {best} slices in a row, the rule has {MIN_RUN}: set series.MIN_RUN", err=True)
         raise typer.Exit(1)

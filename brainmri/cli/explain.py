@@ -146,8 +146,9 @@ def explain_eval(
     """
     from brainmri.config import load_settings
     from brainmri.data import SPLITS_DIRECTORY, read_manifest, select_split
+    from brainmri.documents import write_tables
     from brainmri.errors import EngineError
-    from brainmri.explain.study import Plan, run_study, tables_of, write_tables
+    from brainmri.explain.study import Plan, run_study, tables_of
     from brainmri.inference import load_classifier
     from brainmri.model import read_card, write_card
 

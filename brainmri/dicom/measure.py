@@ -21,7 +21,6 @@ from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR
 if TYPE_CHECKING:
     from brainmri.inference import Classifier
 
-BEGIN, END = "<!-- figures: brainmri dicom measure -->", "<!-- end of figures -->"
 MIN_SLICES = 3
 """Shorter stacks are left out: there is little to put together."""
 CANDIDATES = (1, 2, 3, 4)
@@ -170,21 +169,6 @@ def figures(validation: Sequence[Stack], test: Sequence[Stack], name: str, model
     ]
     lines += ["", f"Where the tumour was named rightly, the strongest slice shows it in {sum(peaks)} of {len(peaks)}."]
     return "\n".join(lines)
-
-
-def write_figures(path: Path, text: str) -> None:
-    """Put the figures between their marks in a Markdown file.
-
-    Raises
-    ------
-    DataError
-        The marks are not there.
-    """
-    page = path.read_text("utf-8")
-    if BEGIN not in page or END not in page:
-        raise DataError(f"{path}: expected the marks {BEGIN} and {END}")
-    head, _, rest = page.partition(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", "utf-8")
 
 
 def _size(stacks: Sequence[Stack]) -> str:

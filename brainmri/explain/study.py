@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -513,24 +512,3 @@ def _sanity_table(part: Mapping[str, Any]) -> str:
     for name, values in part["methods"].items():
         lines.append(f"| {title_of(name)} | " + " | ".join(f"{values[s]['mean']:.2f}" for s in stages) + " |")
     return "\n".join(lines)
-
-
-def write_tables(page: Path | str, tables: Mapping[str, str]) -> None:
-    """Put each table between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page.
-
-    Raises
-    ------
-    DataError
-        The page or one of the markers is missing.
-    """
-    page = Path(page)
-    if not page.is_file():
-        raise DataError(f"{page}: no such page; pass --docs with one that has the markers, or leave it out")
-    text = page.read_text("utf-8")
-    for name, table in tables.items():
-        pattern = re.compile(rf"<!-- {re.escape(name)} -->\n.*?<!-- /{re.escape(name)} -->", re.S)
-        if not pattern.search(text):
-            raise DataError(f"{page}: no markers <!-- {name} --> and <!-- /{name} -->")
-        before, after = pattern.split(text, maxsplit=1)
-        text = f"{before}<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->{after}"
-    page.write_text(text, "utf-8")
