@@ -11,7 +11,7 @@ from PIL import Image
 
 from brainmri.errors import DataError
 from brainmri.imaging import decode_image
-from brainmri.types import CLASS_NAMES
+from brainmri.types import CLASS_NAMES, MRISlice
 
 KAGGLE_DATASET = "masoudnickparvar/brain-tumor-mri-dataset"
 SPLITS_DIRECTORY = Path(__file__).resolve().parent.parent / "data" / "splits"
@@ -146,10 +146,15 @@ def select_split(table: pd.DataFrame, split: str, *, require_files: bool = True)
     return rows
 
 
+def read_slice(file: Path | str) -> MRISlice:
+    """Decode one image file; errors as `imaging.decode_image`."""
+    file = Path(file)
+    return decode_image(file.read_bytes(), file.name, max_size_bytes=1 << 30)
+
+
 def read_pixels(file: Path | str) -> np.ndarray:
     """Grey display intensities of one image file, uint8 (height, width); errors as `imaging.decode_image`."""
-    file = Path(file)
-    return decode_image(file.read_bytes(), file.name, max_size_bytes=1 << 30).pixels
+    return read_slice(file).pixels
 
 
 def read_mask(file: Path | str) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from brainmri.errors import ModelError
 from brainmri.gate import Gate
+from brainmri.imaging import COLOUR_LIMIT
 from brainmri.types import CLASS_NAMES
 
 LEVELS = (0.90, 0.95)
@@ -119,7 +120,11 @@ class DecisionRule:
         return conformal_sets(probabilities, self.quantiles[LEVELS.index(level)])
 
     def apply(
-        self, logits: np.ndarray, feature_maps: np.ndarray, inputs: np.ndarray | None = None
+        self,
+        logits: np.ndarray,
+        feature_maps: np.ndarray,
+        inputs: np.ndarray | None = None,
+        colour_share: Sequence[float] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, tuple[tuple[str, ...], ...], tuple[str, ...]]:
         """Decide for each slice.
 
@@ -130,11 +135,14 @@ class DecisionRule:
             block5_conv3 after ReLU.
         inputs : ndarray of shape (n, 128, 128), float32
             What the network saw, in [0, 1]; the gate needs it.
+        colour_share : sequence of float, optional
+            Of each slice, in [0, 1]; default: all are grey. A rule without a gate ignores it, as it rejects nothing.
 
         Returns
         -------
         probabilities : ndarray of shape (n, n_classes), float32
         ood_score : ndarray of shape (n,), float32
+            The larger of the gate's score and ``colour_share`` over its limit.
         prediction_sets : tuple of tuple of str
             95 % conformal sets, likeliest class first.
         decisions : tuple of str
@@ -147,6 +155,8 @@ class DecisionRule:
             raise ModelError("the gate was fitted on network inputs too; pass them to DecisionRule.apply")
         else:
             ood_score = self.gate.score(feature_maps, inputs)
+            if colour_share is not None:
+                ood_score = np.maximum(ood_score, np.asarray(colour_share, np.float32) / np.float32(COLOUR_LIMIT))
         sets, decisions = [], []
         for p, members, rejected in zip(
             probabilities, self.prediction_sets(probabilities), ood_score > self.ood_threshold, strict=True

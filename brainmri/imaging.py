@@ -6,9 +6,10 @@ import hashlib
 import io
 import re
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from brainmri.errors import InvalidImageError
@@ -17,6 +18,13 @@ from brainmri.types import CropTransform, MRISlice
 NETWORK_SIZE = 128
 ACCEPTED_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 MIN_SIDE = 16
+COLOUR_DIFFERENCE = 24
+"""A pixel is coloured where its channels lie further apart, of 255. A grey JPEG's chroma is off by half a quantiser
+step at most: some 16 levels at quality 10, two or three at usual ones."""
+COLOUR_LIMIT = 0.1
+"""Largest share of coloured pixels in a picture that may be a brain MRI; a label, a scale bar or an outline fits in."""
+COLOUR_NOTE = "the picture is in colour"
+"""How the note begins that a slice over `COLOUR_LIMIT` carries."""
 _BLOCK = 4_000_000
 _ACCEPTED = "accepted: PNG, JPEG, TIFF, BMP, GIF, WebP and DICOM"
 
@@ -65,7 +73,7 @@ def decode_image(
             notes.append(f"first of {frames} frames")
         image.seek(0)
         image.load()
-        pixels = _to_grey(ImageOps.exif_transpose(image), notes)
+        pixels, share = _to_grey(ImageOps.exif_transpose(image), notes)
     except InvalidImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -78,17 +86,43 @@ def decode_image(
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
         raise InvalidImageError(f"{name}: the image is damaged or cut short ({error}); {_ACCEPTED}") from error
     pixels.setflags(write=False)
-    return MRISlice(pixels, name, hashlib.sha256(content).hexdigest(), source_format, notes=tuple(notes))
+    sha256 = hashlib.sha256(content).hexdigest()
+    return MRISlice(pixels, name, sha256, source_format, notes=(*notes, *colour_notes(share)), colour_share=share)
 
 
-def _to_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
+def _to_grey(image: Image.Image, notes: list[str]) -> tuple[np.ndarray, float]:
+    """Grey values and `colour_share`."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         notes.append(f"{'16-bit' if image.mode != 'F' else 'float'} data stretched to 0-255")
-        return stretch_to_uint8(np.asarray(image, np.float32))
+        return stretch_to_uint8(np.asarray(image, np.float32)), 0.0
     if image.mode in ("RGBA", "LA", "PA", "P") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.array(image.convert("L"))
+    return np.array(image.convert("L")), colour_share(image)
+
+
+def colour_share(image: Image.Image) -> float:
+    """Share of pixels, in [0, 1], whose channels differ by more than `COLOUR_DIFFERENCE`; 0 for a grey picture."""
+    if image.mode in ("1", "L"):
+        return 0.0
+    # A share needs no more pixels than these; mixed pixels would be less coloured, so: nearest.
+    few = image.resize([min(side, 256) for side in image.size], Image.Resampling.NEAREST)
+    red, green, blue = few.convert("RGB").split()
+    highest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    lowest = ImageChops.darker(ImageChops.darker(red, green), blue)
+    counts = ImageChops.subtract(highest, lowest).histogram()
+    return sum(counts[COLOUR_DIFFERENCE + 1 :]) / sum(counts)
+
+
+def colour_notes(share: float) -> tuple[str, ...]:
+    """The note for the reader of a picture that is too coloured to be a brain MRI; none for any other."""
+    return (f"{COLOUR_NOTE} ({share:.0%} of its pixels)",) if share > COLOUR_LIMIT else ()
+
+
+def colour_reason(notes: Iterable[str]) -> str | None:
+    """The sentence, without its full stop, why a slice with these notes is turned away for its colour."""
+    found = next((note for note in notes if note.startswith(COLOUR_NOTE)), None)
+    return found and f"{found[0].upper()}{found[1:]}, and brain MRI is grey"
 
 
 def stretch_to_uint8(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:

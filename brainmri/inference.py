@@ -242,13 +242,15 @@ class Classifier:
         self.rule = rule
         self.fallback_reason = fallback_reason
 
-    def predict(self, images: Sequence[np.ndarray]) -> Prediction:
+    def predict(self, images: Sequence[np.ndarray], colour_share: Sequence[float] | None = None) -> Prediction:
         """Classify slices.
 
         Parameters
         ----------
         images : sequence of ndarray of shape (height, width), uint8
             Grey display intensities; sizes may differ. Not modified.
+        colour_share : sequence of float, optional
+            `MRISlice.colour_share` of each; default: all are grey.
 
         Raises
         ------
@@ -261,7 +263,7 @@ class Classifier:
         inputs, transforms = zip(*(preprocess(image) for image in images), strict=True)
         stacked = np.stack(inputs)
         logits, feature_maps = self.forward(stacked)
-        probabilities, ood_score, sets, decisions = self.rule.apply(logits, feature_maps, stacked)
+        probabilities, ood_score, sets, decisions = self.rule.apply(logits, feature_maps, stacked, colour_share)
         return Prediction(
             logits=logits,
             probabilities=probabilities,

@@ -20,7 +20,7 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
     """
     if not slices:
         return []
-    prediction = classifier.predict([s.pixels for s in slices])
+    prediction = classifier.predict([s.pixels for s in slices], [s.colour_share for s in slices])
     results = []
     for i, mri_slice in enumerate(slices):
         probabilities = {name: float(p) for name, p in zip(CLASS_NAMES, prediction.probabilities[i], strict=True)}

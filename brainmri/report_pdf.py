@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brainmri import __version__
+from brainmri.imaging import colour_reason
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Explanation, MRISlice
 
 if TYPE_CHECKING:
@@ -363,10 +364,11 @@ def _draw_answer(page: _Page, content: Content) -> None:
     page.down(17)
     chosen = ", ".join(CLASS_TITLES.get(c, c).lower() for c in record.prediction_set) or "no class"
     if record.decision == "rejected":
-        page.paragraph(
+        reason = colour_reason(record.notes) or (
             f"Not like the brain-MRI slices it was trained on (distance {record.ood_score:.3g}, limit "
-            f"{record.ood_threshold:.3g}); no class is given."
+            f"{record.ood_threshold:.3g})"
         )
+        page.paragraph(f"{reason}; no class is given.")
     else:
         page.paragraph(f"95 % prediction set: {chosen}. Calibrated probabilities:", size=9.5)
         page.down(2)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from brainmri.data import read_manifest, read_pixels, select_split
+from brainmri.data import read_manifest, read_pixels, read_slice, select_split
 from brainmri.decision import LEVELS
 from brainmri.errors import DataError, ModelError
-from brainmri.types import CLASS_NAMES
+from brainmri.imaging import COLOUR_DIFFERENCE, COLOUR_LIMIT
+from brainmri.types import CLASS_NAMES, MRISlice
 
 if TYPE_CHECKING:
     from brainmri.inference import Classifier
@@ -74,7 +75,7 @@ def predict_rows(
     work: Path | str,
     *,
     progress: Progress | None = None,
-    read: Callable[[str], np.ndarray] = read_pixels,
+    read: Callable[[str], MRISlice] = read_slice,
 ) -> pd.DataFrame:
     """Predict every image of a table; finished chunks are kept under ``work`` and not computed again.
 
@@ -87,14 +88,14 @@ def predict_rows(
     progress : callable, optional
         Called with images done and in all.
     read : callable, optional
-        File to grey pixels.
+        File to slice.
 
     Returns
     -------
     DataFrame
         The rows' own columns (those of ``KEPT_COLUMNS``), ``logit_<class>``, ``p_<class>``, ``predicted``,
         ``decision``, ``set_90``, ``set_95`` (classes joined by ``|``), ``ood_score``, ``height``, ``width``,
-        ``mean_grey``.
+        ``mean_grey``, ``colour_share``.
 
     Raises
     ------
@@ -129,15 +130,16 @@ def key_of(classifier: Classifier, rows: pd.DataFrame) -> str:
     """Changes with weights, engine, decision rule and rows."""
     rule = classifier.rule
     said = [classifier.card.weights_sha256, classifier.engine.name, classifier.engine.precision, rule.temperature]
-    said += [rule.quantiles, rule.gate.limits if rule.gate else None, CHUNK]
+    said += [rule.quantiles, rule.gate.limits if rule.gate else None, COLOUR_DIFFERENCE, COLOUR_LIMIT, CHUNK]
     said.append(rows[["path", "label", "group"]].to_csv(index=False))
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
-def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[str], np.ndarray]) -> pd.DataFrame:
-    images = [read(file) for file in chunk["file"]]
+def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[str], MRISlice]) -> pd.DataFrame:
+    slices = [read(file) for file in chunk["file"]]
+    images, colour_share = [s.pixels for s in slices], [s.colour_share for s in slices]
     table = chunk[[c for c in KEPT_COLUMNS if c in chunk.columns]].reset_index(drop=True)
-    answers = predict_table(classifier, images)
+    answers = predict_table(classifier, images, colour_share)
     if not np.isfinite(answers[[f"p_{c}" for c in CLASS_NAMES]].to_numpy()).all():
         bad = int(np.flatnonzero(~np.isfinite(answers[f"p_{CLASS_NAMES[0]}"]))[0])
         raise ModelError(
@@ -151,12 +153,15 @@ def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[
         table[name] = pd.to_numeric(chunk[name], errors="coerce").to_numpy() if name in chunk else own
         table[name] = table[name].fillna(own).astype("int32")
     table["mean_grey"] = np.array([image[image > 15].mean() if (image > 15).any() else 0 for image in images], "f4")
+    table["colour_share"] = np.array(colour_share, "f4")
     return table
 
 
-def predict_table(classifier: Classifier, images: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Answers to images as a table: the columns that `predict_rows` adds."""
-    answer = classifier.predict(images)
+def predict_table(
+    classifier: Classifier, images: Sequence[np.ndarray], colour_share: Sequence[float] | None = None
+) -> pd.DataFrame:
+    """Answers to images (see `Classifier.predict`) as a table: the columns that `predict_rows` adds."""
+    answer = classifier.predict(images, colour_share)
     columns: dict[str, Any] = {f"logit_{c}": answer.logits[:, i] for i, c in enumerate(CLASS_NAMES)}
     columns |= {f"p_{c}": answer.probabilities[:, i] for i, c in enumerate(CLASS_NAMES)}
     columns["predicted"] = [CLASS_NAMES[i] for i in answer.probabilities.argmax(axis=1)]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from brainmri import runs, shortcuts
 from brainmri.augment import random_affine, random_intensity
-from brainmri.data import SPLITS_DIRECTORY, read_pixels, select_split
+from brainmri.data import SPLITS_DIRECTORY, read_pixels, read_slice, select_split
 from brainmri.decision import (
     LEVELS,
     DecisionRule,
@@ -26,10 +27,10 @@ from brainmri.decision import (
 from brainmri.errors import BrainMRIError, DataError
 from brainmri.evaluation import choose_threshold, trade_off
 from brainmri.gate import Gate, describe, fit_gate
-from brainmri.imaging import NETWORK_SIZE, preprocess
+from brainmri.imaging import COLOUR_LIMIT, NETWORK_SIZE, preprocess
 from brainmri.outliers import draw_outliers
 from brainmri.served_inputs import mirror_averaging, preprocessing_gain
-from brainmri.types import CLASS_NAMES, NO_TUMOR
+from brainmri.types import CLASS_NAMES, NO_TUMOR, MRISlice
 
 if TYPE_CHECKING:
     from brainmri.inference import Classifier
@@ -445,28 +446,36 @@ def _healthy(data: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Stages | None) -> Run:
-    """Rejected share per kind of picture, the gate's trade-off against clean test, and MRI it should accept."""
-    pixels: dict[str, np.ndarray] = {}
+    """Rejected share per kind of picture, the gate's trade-off against clean test, and MRI it should accept.
+
+    Each picture is asked twice, as it is and as if it were grey, so that colour does not hide what the gate learned.
+    """
+    known: dict[str, MRISlice] = {}
     rows = []
     for folder in sorted(p for p in (data / STRANGE).iterdir() if p.is_dir()):
         rows += [(f"{folder.name}/{f.name}", str(f), folder.name) for f in sorted(folder.iterdir()) if f.is_file()]
     for kind, found in (("head_t1", _head_slices(data)), ("synthetic", _synthetic())):
-        for name, image in found.items():
+        for name, mri_slice in found.items():
             key = f"{kind}/{name}"
-            pixels[key] = image
+            known[key] = mri_slice
             rows.append((key, key, kind))
     table = pd.DataFrame(rows, columns=["path", "file", "kind"]).assign(label="", split="all")
     table["group"] = table["path"]
     folder = _folder(classifier, output, "out-of-distribution")
-    predictions = runs.predict_rows(
-        classifier,
-        table,
-        folder / "partial",
-        progress=progress and progress("out-of-distribution: predicting"),
-        read=lambda file: pixels[file] if file in pixels else read_pixels(file),
-    )
+
+    def predict(stage: str, read: Callable[[str], MRISlice]) -> pd.DataFrame:
+        report = progress and progress(f"out-of-distribution: {stage}")
+        return runs.predict_rows(classifier, table, folder / f"partial-{stage}", progress=report, read=read)
+
+    def as_it_is(file: str) -> MRISlice:
+        return known.get(file) or read_slice(file)
+
+    predictions = predict("predicting", as_it_is)
+    as_grey = predict("colour ignored", lambda file: replace(as_it_is(file), colour_share=0.0))
     scores = {str(k): part["ood_score"].to_numpy(float) for k, part in predictions.groupby("kind")}
-    extra: dict[str, Any] = {"kinds": {k: _kind(predictions[predictions["kind"] == k]) for k in scores}}
+    extra: dict[str, Any] = {
+        "kinds": {k: _kind(predictions[predictions["kind"] == k], as_grey[as_grey["kind"] == k]) for k in scores}
+    }
     head = predictions[predictions["kind"] == "head_t1"]
     if len(head):
         extra["head_t1"] = {
@@ -488,29 +497,33 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
     return runs.save_run(folder, classifier, predictions, source, extra)
 
 
-def _kind(part: pd.DataFrame) -> dict[str, Any]:
-    return {"n": len(part), "rejected_share": round(float((part["decision"] == "rejected").mean()), 6)}
+def _kind(part: pd.DataFrame, as_grey: pd.DataFrame) -> dict[str, Any]:
+    shares = {
+        name: round(float((table["decision"] == "rejected").mean()), 6)
+        for name, table in (("rejected_share", part), ("rejected_share_colour_ignored", as_grey))
+    }
+    return {"n": len(part), "n_in_colour": int((part["colour_share"] > COLOUR_LIMIT).sum()), **shares}
 
 
-def _head_slices(data: Path) -> dict[str, np.ndarray]:
+def _head_slices(data: Path) -> dict[str, MRISlice]:
     """A healthy head from another scanner, where the data folder has one."""
     from brainmri.config import load_settings
     from brainmri.pipeline import read_slices
 
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, MRISlice] = {}
     settings = load_settings()
     for file in sorted((data / "dicom" / "head_t1").glob("*.dcm")):
         try:
-            found[file.stem] = read_slices(file.read_bytes(), file.name, settings)[0].pixels
+            found[file.stem] = read_slices(file.read_bytes(), file.name, settings)[0]
         except BrainMRIError:
             continue
     return found
 
 
-def _synthetic() -> dict[str, np.ndarray]:
+def _synthetic() -> dict[str, MRISlice]:
     from brainmri.synthetic import samples
 
-    return {name: sample.slice.pixels for name, sample in samples().items()}
+    return {name: sample.slice for name, sample in samples().items()}
 
 
 def summary(output: Path | str, model_id: str) -> dict[str, Any]:

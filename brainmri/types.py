@@ -106,6 +106,8 @@ class MRISlice:
         DICOM identity, as de-identified; frame counts from 1.
     notes : tuple of str
         What a reader should know about how it was decoded.
+    colour_share : float
+        Share of coloured pixels in the picture as it came, in [0, 1]; see `imaging.colour_share`.
     content : bytes or None
         What may be kept of it, where that is not the file as it came: the de-identified DICOM file.
     """
@@ -119,6 +121,7 @@ class MRISlice:
     sop_instance_uid: str | None = None
     frame: int | None = None
     notes: tuple[str, ...] = ()
+    colour_share: float = 0.0
     content: bytes | None = field(default=None, repr=False, compare=False)
 
 
@@ -137,7 +140,7 @@ class Prediction:
     prediction_sets : tuple of tuple of str
         Classes in the 95 % conformal set per slice.
     ood_score : ndarray of shape (n_slices,), float32
-        Distance from the training data; rejected where over ``ood_threshold``.
+        Distance from the training data, or how coloured the picture is; rejected where over ``ood_threshold``.
     transforms : tuple of CropTransform
         Where each network input lies in its original image.
     inputs : ndarray of shape (n_slices, 128, 128), float32

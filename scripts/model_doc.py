@@ -56,11 +56,14 @@ def interval(value: float | None, bounds: list[float] | None = None) -> str:
 
 
 def gate_table(strange: dict[str, Any], clean: dict[str, Any]) -> str:
-    """Rejected share of each kind of picture."""
-    lines = ["| Pictures | n | Rejected |", "|---|---|---|"]
-    lines += [f"| {k} | {v['n']} | {v['rejected_share']:.3f} |" for k, v in strange.get("kinds", {}).items()]
+    """Rejected share of each kind of picture, and what the learned gate alone does."""
+    lines = ["| Pictures | n | In colour | Rejected | Colour ignored |", "|---|---|---|---|---|"]
+    for kind, row in strange.get("kinds", {}).items():
+        alone = interval(row.get("rejected_share_colour_ignored"))
+        lines.append(f"| {kind} | {row['n']} | {row.get('n_in_colour', '–')} | {row['rejected_share']:.3f} | {alone} |")
     if strange.get("clean_test_rejected") is not None:
-        lines.append(f"| clean test (brain MRI) | {clean.get('n', '–')} | {strange['clean_test_rejected']:.3f} |")
+        share = f"{strange['clean_test_rejected']:.3f}"
+        lines.append(f"| clean test (brain MRI) | {clean.get('n', '–')} | – | {share} | – |")
     return "\n".join(lines)
 
 

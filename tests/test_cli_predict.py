@@ -18,7 +18,8 @@ from brainmri import synthetic
 from brainmri.cli import app
 from brainmri.types import CLASS_NAMES
 
-KEYS = ["path", "label", "probabilities", "model_id", "elapsed_ms", "decision", "prediction_set", "ood_score"]
+KEYS = ["path", "label", "probabilities", "model_id", "elapsed_ms", "decision", "prediction_set", "ood_score",
+        "colour_share"]  # fmt: skip
 
 
 @pytest.fixture

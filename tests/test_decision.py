@@ -244,6 +244,25 @@ def test_damaged_statistics_are_refused(tmp_path, content):
         DecisionRule.load(tmp_path / "m.npz")
 
 
+def test_colour_turns_a_head_away_and_a_coloured_label_does_not(gate_data, rule):
+    features, inputs = (values[:4] for values in gate_data["train"])
+    logits = np.eye(4, dtype=np.float32) * 20
+    grey = rule.apply(logits, features, inputs)[1]
+    assert (grey <= 1).all()
+    _, score, _, decisions = rule.apply(logits, features, inputs, [0.0, 0.02, 0.11, 1.0])
+    np.testing.assert_array_equal(score[0], grey[0])
+    assert decisions[:2] == ("class", "class")
+    assert decisions[2:] == ("rejected", "rejected")
+    np.testing.assert_allclose(score[2:], [1.1, 10], rtol=1e-5)
+    assert score.dtype == np.float32
+
+
+def test_a_rule_without_a_gate_does_not_look_at_colour():
+    _, score, _, decisions = DecisionRule().apply(np.eye(4), np.zeros((4, 8, 8, 4)), colour_share=[1.0] * 4)
+    assert decisions == ("class",) * 4
+    assert not score.any()
+
+
 def test_gate_without_inputs_says_so(rule):
     with pytest.raises(ModelError, match="pass them"):
         rule.apply(np.zeros((1, 4)), np.zeros((1, 8, 8, 16)))

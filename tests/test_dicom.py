@@ -111,7 +111,12 @@ def test_colour_becomes_luminance_whatever_the_planes(settings):
         stored = rgb if planar == 0 else np.moveaxis(rgb, -1, 0)
         ds = dataset(rgb[..., 0].copy(), SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=planar)
         ds.PixelData = stored.tobytes()
-        np.testing.assert_allclose(frame_of(to_bytes(ds), settings).slice.pixels, expected, atol=1)
+        mri_slice = frame_of(to_bytes(ds), settings).slice
+        np.testing.assert_allclose(mri_slice.pixels, expected, atol=1)
+        assert mri_slice.colour_share > 0.9
+        assert any(note.startswith("the picture is in colour") for note in mri_slice.notes)
+        ds.PixelData = np.repeat(rgb[..., :1], 3, axis=2).transpose((0, 1, 2) if planar == 0 else (2, 0, 1)).tobytes()
+        assert frame_of(to_bytes(ds), settings).slice.colour_share == 0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from brainmri.errors import BrainMRIError, InvalidImageError
-from brainmri.imaging import MIN_SIDE, decode_image, preprocess, stretch_to_uint8
+from brainmri.imaging import COLOUR_LIMIT, MIN_SIDE, colour_reason, decode_image, preprocess, stretch_to_uint8
 
 PICTURE = np.add.outer(np.arange(40), np.arange(0, 120, 2)).astype(np.uint8)  # 40 x 60, no symmetry
 
@@ -105,6 +105,60 @@ def test_transparent_palette_colour_lies_on_black():
     decoded = decode_image(encode(image, transparency=0), "a").pixels
     assert (decoded[:, :30] == 0).all()
     assert (decoded[:, 30:] == 90).all()
+
+
+def painted(share: float, size: int = 200) -> Image.Image:
+    """A grey picture whose lower rows are orange."""
+    pixels = np.repeat(np.random.default_rng(0).integers(0, 256, (size, size, 1), np.uint8), 3, axis=2)
+    pixels[size - round(share * size) :] = (230, 120, 20)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize(("mode", "file_format"), [("RGB", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("RGB", "JPEG")])
+def test_coloured_pixels_are_counted(share, mode, file_format):
+    decoded = decode_image(encode(painted(share).convert(mode), file_format), "a")
+    if mode == "P":  # few palette entries are left for the greys, and they take on a tint
+        assert decoded.colour_share >= share
+    else:
+        assert decoded.colour_share == pytest.approx(share, abs=0.02)
+        assert (colour_reason(decoded.notes) is None) == (share <= COLOUR_LIMIT)
+
+
+def test_a_picture_in_colour_says_so():
+    decoded = decode_image(encode(painted(0.3)), "a")
+    assert decoded.notes == ("the picture is in colour (30% of its pixels)",)
+    assert colour_reason(decoded.notes) == "The picture is in colour (30% of its pixels), and brain MRI is grey"
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(painted(0.3).convert("L")))
+
+
+def test_what_is_transparent_has_no_colour():
+    image = painted(1.0).convert("RGBA")
+    image.putalpha(Image.fromarray(np.zeros((200, 200), np.uint8)))
+    assert decode_image(encode(image), "a").colour_share == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGB", "RGBA", "I;16"])
+def test_grey_has_no_colour_whatever_the_file_calls_it(mode):
+    grey = Image.fromarray(PICTURE)
+    if mode == "I;16":
+        image = Image.fromarray(PICTURE.astype(np.uint16) * 200)
+    elif mode == "P":
+        image = Image.fromarray(PICTURE).convert("P")
+        image.putpalette([i // 3 for i in range(768)])
+    else:
+        image = grey.convert(mode)
+    decoded = decode_image(encode(image, transparency=3) if mode == "P" else encode(image), "a")
+    assert decoded.colour_share == 0
+    assert colour_reason(decoded.notes) is None
+
+
+@pytest.mark.parametrize("quality", [10, 50, 95])
+def test_chroma_noise_of_a_jpeg_is_no_colour(quality):
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.integers(0, 256, (200, 200, 1)), 3, axis=2) + rng.integers(-4, 5, 3)
+    image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    assert decode_image(encode(image, "JPEG", quality=quality), "a").colour_share == 0
 
 
 def test_one_bit_is_black_and_white():

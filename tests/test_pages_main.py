@@ -192,6 +192,16 @@ def test_a_slower_engine_is_named(open_page, png, monkeypatch):
     assert "The keras engine answers, because" in texts(page.run())
 
 
+def test_a_rejected_picture_in_colour_is_told_so(open_page, make_user, png, monkeypatch):
+    real = predict.analyse
+    monkeypatch.setattr(predict, "analyse", lambda *a: [replace(r, decision="rejected", label=None) for r in real(*a)])
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 90, 30)).save(buffer, "PNG")
+    page = upload(open_page("main/predict.py", make_user()), ("a.png", buffer.getvalue()))
+    assert "The picture is in colour (100% of its pixels), and brain MRI is grey" in page.error[0].value
+    assert "distance" not in page.error[0].value
+
+
 @pytest.mark.parametrize("decision", ["rejected", "undecided"])
 def test_a_decision_that_is_no_class_shows_no_class(open_page, make_user, png, monkeypatch, decision):
     real = predict.analyse

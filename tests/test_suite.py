@@ -9,8 +9,11 @@ from PIL import Image
 
 from brainmri import served_inputs, shortcuts, suite
 from brainmri.decision import DecisionRule
+from brainmri.imaging import decode_image
 from brainmri.inference import Classifier
 from brainmri.model import ModelCard
+from brainmri.pipeline import analyse
+from brainmri.serving import BatchingClassifier
 from brainmri.types import CLASS_NAMES
 
 
@@ -117,6 +120,40 @@ def test_gate_is_fitted_from_tables_and_leaves_head_ct_out(classifier, rows, mon
     assert used == {"heads": 46, "views of heads": 10, "drawn outliers": 32, "head CT": 2, "views of head CT": 4}
     score = gate.score(np.zeros((3, 8, 8, 4), np.float32), np.random.default_rng(0).random((3, 128, 128), np.float32))
     assert (score > 1).all()
+
+
+class Lenient:
+    """A gate that finds nothing wrong with any picture."""
+
+    limits = (0.0, 1.0)
+
+    def score(self, feature_maps, inputs):
+        return np.full(len(inputs), 0.5, np.float32)
+
+
+def test_colour_is_seen_by_evaluation_and_serving_alike(classifier, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_synthetic", dict)
+    folder = tmp_path / "data" / suite.STRANGE / "photo"
+    folder.mkdir(parents=True)
+    grey = np.asarray(Image.open(rows["file"][0]))
+    orange = np.stack([grey, grey // 2, grey // 4], axis=2)
+    for name, pixels in (("grey", grey), ("orange", orange)):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    lenient = Classifier(classifier.card, classifier.engine, DecisionRule(gate=Lenient()))
+    run = suite._strange_run(lenient, tmp_path / "data", tmp_path / "runs", None)
+    expected = {"n": 2, "n_in_colour": 1, "rejected_share": 0.5, "rejected_share_colour_ignored": 0.0}
+    assert run.metrics["kinds"] == {"photo": expected}
+    table = run.predictions()
+    assert not list(run.directory.glob("partial*"))
+    batching = BatchingClassifier(lenient)
+    slices = [decode_image((folder / f"{name}.png").read_bytes(), name) for name in ("grey", "orange")]
+    for served in (lenient, batching):
+        answers = analyse(served, slices)
+        assert [a.decision for a in answers] == list(table["decision"]) == ["class", "rejected"]
+        assert answers[1].label is None
+        np.testing.assert_allclose([a.ood_score for a in answers], table["ood_score"])
+    batching.close()
+    np.testing.assert_allclose(table["colour_share"], [s.colour_share for s in slices])
 
 
 def test_listed_head_ct_is_training_or_validation_only():

@@ -143,7 +143,7 @@ def _read(
         notes: list[str] = []
         frame: dict[str, Any] = {"frame": index + 1 if n_frames > 1 else None}
         if raw.ndim == 3 or interpretation == "PALETTE COLOR":
-            values = _luminance(raw, ds)
+            values, frame["colour_share"] = _luminance(raw, ds)
             frame["windows"] = [_full_range(values)]
             notes.append("colour shown as luminance")
         else:
@@ -357,17 +357,22 @@ def _padding_mask(raw: np.ndarray, ds: Dataset) -> np.ndarray | None:
     return mask if mask.any() and not mask.all() else None
 
 
-def _luminance(raw: np.ndarray, ds: Dataset) -> np.ndarray:
-    """Colour to luminance (ITU-R BT.601), as 8-bit pictures are turned grey elsewhere."""
+def _luminance(raw: np.ndarray, ds: Dataset) -> tuple[np.ndarray, float]:
+    """Colour to luminance (ITU-R BT.601), as 8-bit pictures are turned grey elsewhere, and the `colour_share`."""
+    from PIL import Image
     from pydicom.pixels import apply_color_lut
+
+    from brainmri.imaging import colour_share
 
     if raw.ndim == 2:
         raw = apply_color_lut(raw, ds)
     bits = 8 * raw.dtype.itemsize
     if bits > 16:
         raw, bits = raw >> (bits - 16), 16
-    grey = raw[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.rint(grey).astype(np.uint8 if bits == 8 else np.uint16)
+    colours = raw[..., :3]
+    share = colour_share(Image.fromarray(np.ascontiguousarray(colours >> (bits - 8), np.uint8)))
+    grey = colours.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return np.rint(grey).astype(np.uint8 if bits == 8 else np.uint16), share
 
 
 def _full_range(values: np.ndarray) -> dict[str, Any]:

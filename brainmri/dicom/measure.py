@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brainmri.data import read_manifest, read_pixels, select_split
+from brainmri.data import read_manifest, read_slice, select_split
 from brainmri.dicom.series import MIN_RUN, answer_series
 from brainmri.errors import DataError
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR
@@ -103,8 +103,9 @@ def read_stacks(
     table = select_split(table, split)
     answers = []
     for start in range(0, len(table), _BATCH):
-        pixels = [read_pixels(file) for file in table["file"].iloc[start : start + _BATCH]]
-        answers += predict_table(classifier, pixels).to_dict("records")
+        slices = [read_slice(file) for file in table["file"].iloc[start : start + _BATCH]]
+        answered = predict_table(classifier, [s.pixels for s in slices], [s.colour_share for s in slices])
+        answers += answered.to_dict("records")
         if progress:
             progress(min(start + _BATCH, len(table)), len(table))
     gathered: dict[tuple[str, str], list[tuple[int, SliceTruth]]] = {}

@@ -18,6 +18,7 @@ from brainmri.dicom.guard import decode
 from brainmri.dicom.series import DicomFrame, Reading, SetAside, build_reading, known_words, reason_to_set_aside
 from brainmri.dicom.windows import Window, default_window
 from brainmri.errors import InvalidDicomError
+from brainmri.imaging import colour_notes
 from brainmri.types import MRISlice
 
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"RIFF")
@@ -216,7 +217,8 @@ def _frame(
 ) -> DicomFrame:
     values = np.frombuffer(data, part["dtype"]).reshape(part["shape"])
     windows = tuple(_window(w) for w in part["windows"])
-    notes = list(part["notes"])
+    share = part.get("colour_share", 0.0)
+    notes = [*part["notes"], *colour_notes(share)]
     pixels = default_window(values, windows, notes).apply(values, inverted=part["inverted"])
     pixels.setflags(write=False)
     deidentified = settings.dicom.deidentify
@@ -242,6 +244,7 @@ def _frame(
         sop_instance_uid=header["sop_instance_uid"] or None,
         frame=frame_number,
         notes=tuple(dict.fromkeys(notes)),
+        colour_share=share,
         content=kept,
     )
     reason = reason_to_set_aside(

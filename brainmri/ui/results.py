@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from brainmri.imaging import preprocess
+from brainmri.imaging import colour_reason, preprocess
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
 from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, link, plain, research_notice
 
@@ -164,11 +164,11 @@ def show_decision(answer: Answer) -> None:
     if answer.synthetic:
         st.badge("Synthetic sample, no patient's image", icon=":material/draw:", color="gray")
     if answer.decision == "rejected":
-        st.error(
-            "**Not recognised as a brain MRI slice**  \nThis image lies further from the training data than the model "
-            f"may judge (distance {answer.ood_score:.3g}, limit {answer.ood_threshold:.3g}), so it gets no class.",
-            icon=":material/block:",
+        reason = colour_reason(answer.notes) or (
+            "This image lies further from the training data than the model may judge "
+            f"(distance {answer.ood_score:.3g}, limit {answer.ood_threshold:.3g})"
         )
+        st.error(f"**Not recognised as a brain MRI slice**  \n{reason}, so it gets no class.", icon=":material/block:")
     elif answer.decision == "undecided":
         st.warning(
             "**Undecided**  \nAt 95 % coverage the model cannot narrow it down further than: "
