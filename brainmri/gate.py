@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 REJECTION = 0.01
@@ -19,6 +21,13 @@ COMPONENTS, HIDDEN, PENALTY = 160, 1000, 1e-4
 SIDE = 64
 DEPTHS = (1.5, 2.5, 3.5, 4.5, 5.5, 7, 9, 12, 16, 22)
 """Edges of the shells that a head is cut into from its outline inwards, in pixels of 64 a side."""
+
+_SHELL = np.digitize(np.sqrt(np.arange((SIDE // 2) ** 2 + 1)), DEPTHS)
+_SHELL[0] = len(DEPTHS) + 1
+"""Number of the shell by squared depth; outside the head the number after the last."""
+
+_BLOCK = 32
+_CROSS = ndimage.generate_binary_structure(2, 1)
 
 
 @dataclass(frozen=True)
@@ -93,31 +102,79 @@ def describe(feature_maps: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     shells at all); the outline's size, depth and share on the rim; roughness; square root of the grey histogram.
     """
     inputs = np.asarray(inputs, np.float32)
-    n, size, _ = inputs.shape
     features = np.sqrt(np.maximum(feature_maps.mean(axis=(1, 2)), 0))
-    cells = (n, SIDE, size // SIDE, SIDE, size // SIDE)
-    small = inputs.reshape(cells).mean(axis=(2, 4))
-    white = (inputs >= 0.95).reshape(cells).mean(axis=(2, 4), dtype=np.float32)
-    shells = np.zeros((n, len(DEPTHS) + 1, 4), np.float32)
-    outline = np.zeros((n, 5), np.float32)
-    for i in range(n):
-        head = ndimage.binary_fill_holes(np.pad(small[i] > 0.08, 1))
-        depth = ndimage.distance_transform_edt(head)[1:-1, 1:-1]
-        head = head[1:-1, 1:-1]
-        shell, k = np.digitize(depth[head], DEPTHS), len(DEPTHS) + 1
-        count = np.bincount(shell, minlength=k)
-        some = np.maximum(count, 1)
-        mean = np.bincount(shell, small[i][head], k) / some
-        variance = np.bincount(shell, (small[i][head] - mean[shell]) ** 2, k) / some
-        shells[i] = np.stack(
-            [mean, np.sqrt(variance), np.bincount(shell, white[i][head], k) / some, np.sqrt(count) / SIDE], axis=1
-        )
-        rim = head[0].mean() + head[-1].mean() + head[:, 0].mean() + head[:, -1].mean()
-        coarse, fine = np.abs(np.diff(small[i], axis=0)).mean(), np.abs(np.diff(inputs[i], axis=1)).mean()
-        outline[i] = head.mean(), depth.max() / (SIDE / 2), rim, np.sqrt(coarse), np.sqrt(fine)
-    bins = np.minimum((inputs * 24).astype(np.int64), 23).reshape(n, -1) + 24 * np.arange(n)[:, None]
-    histogram = np.bincount(bins.ravel(), minlength=24 * n).reshape(n, 24) / size**2
-    return np.hstack([features, shells.reshape(n, -1), outline, np.sqrt(histogram)]).astype(np.float32)
+    shapes = [_describe_heads(inputs[start : start + _BLOCK]) for start in range(0, len(inputs), _BLOCK)]
+    return np.hstack([features, np.concatenate(shapes)]).astype(np.float32)
+
+
+def _describe_heads(inputs: np.ndarray) -> np.ndarray:
+    """The part of `describe` that looks at the inputs, (n, 73), of a block of them at once."""
+    n, k = len(inputs), len(DEPTHS) + 1
+    small = _cell_means(inputs)
+    white = _cell_means((inputs >= 0.95).astype(np.float32))
+    squared = _squared_depth(_filled(small > 0.08))
+    head = squared > 0
+    # One bin a shell and picture, and one for what is outside the head, which is dropped.
+    bins = (_SHELL[squared] + (k + 1) * np.arange(n)[:, None, None]).ravel()
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(bins, values.ravel(), n * (k + 1)).reshape(n, k + 1)[:, :k]
+
+    count = total(head)
+    some = np.maximum(count, 1)
+    mean = total(small) / some
+    variance = np.maximum(total(small.astype(np.float64) ** 2) / some - mean**2, 0)
+    shells = np.stack([mean, np.sqrt(variance), total(white) / some, np.sqrt(count) / SIDE], axis=2)
+    rim = sum(edge.mean(axis=1) for edge in (head[:, 0], head[:, -1], head[:, :, 0], head[:, :, -1]))
+    depth = np.sqrt(squared.max(axis=(1, 2))) / (SIDE / 2)
+    coarse = np.sqrt(np.abs(np.diff(small, axis=1)).mean(axis=(1, 2)))
+    fine, histogram = np.empty(n), np.empty((n, 24))
+    for i, picture in enumerate(inputs):  # one by one they stay in the processor's cache
+        fine[i] = np.sqrt(np.abs(np.diff(picture, axis=1)).mean())
+        grey = np.minimum(picture * 24, 23).astype(np.uint8)
+        histogram[i] = Image.fromarray(grey).histogram()[:24]  # counts bytes faster than np.bincount
+    outline = np.stack([head.mean(axis=(1, 2)), depth, rim, coarse, fine], axis=1)
+    return np.hstack([shells.reshape(n, -1), outline, np.sqrt(histogram / inputs[0].size)])
+
+
+def _cell_means(pictures: np.ndarray) -> np.ndarray:
+    """Means of the cells that cut each picture into ``SIDE`` x ``SIDE``; (n, SIDE, SIDE)."""
+    factor = pictures.shape[1] // SIDE
+    across = reduce(np.add, [pictures[:, :, i::factor] for i in range(factor)])
+    return reduce(np.add, [across[:, i::factor] for i in range(factor)]) / np.float32(factor**2)
+
+
+def _filled(masks: np.ndarray) -> np.ndarray:
+    """Masks (n, SIDE, SIDE) without holes, in a margin of one pixel: ``ndimage.binary_fill_holes`` of each."""
+    empty = np.pad(~masks, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    labels, _ = ndimage.label(empty.reshape(-1, SIDE + 2), _CROSS)  # on top of each other: the margins are connected
+    return (labels != labels[0, 0]).reshape(empty.shape)
+
+
+def _squared_depth(padded: np.ndarray) -> np.ndarray:
+    """Squares of ``ndimage.distance_transform_edt`` of each mask, whose margin is left out; int16 (n, SIDE, SIDE).
+
+    Exact, and for many at once several times faster: distances along columns first, then along rows the least of those
+    squares plus the square of the way [1]_.
+
+    References
+    ----------
+    .. [1] Felzenszwalb & Huttenlocher, "Distance Transforms of Sampled Functions", Theory of Computing 8, 2012.
+    """
+    far = SIDE // 2  # no pixel is further from the margin
+    columns = np.where(padded, np.int16(far), np.int16(0)).transpose(1, 0, 2).copy()
+    for i in range(1, SIDE + 2):
+        np.minimum(columns[i], columns[i - 1] + 1, out=columns[i])
+    for i in range(SIDE, 0, -1):
+        np.minimum(columns[i], columns[i + 1] + 1, out=columns[i])
+    # As one long row: a step past a row's end has crossed the margin, which is nearer.
+    line = (columns**2).transpose(1, 0, 2).ravel()
+    nearest = line.copy()
+    for step in range(1, far + 1):
+        reached = line + np.int16(step**2)
+        np.minimum(nearest[step:], reached[:-step], out=nearest[step:])
+        np.minimum(nearest[:-step], reached[step:], out=nearest[:-step])
+    return nearest.reshape(padded.shape)[:, 1:-1, 1:-1]
 
 
 def fit_gate(

@@ -26,6 +26,7 @@ COLOUR_LIMIT = 0.1
 COLOUR_NOTE = "the picture is in colour"
 """How the note begins that a slice over `COLOUR_LIMIT` carries."""
 _BLOCK = 4_000_000
+_CROSS = ndimage.generate_binary_structure(2, 1)
 _ACCEPTED = "accepted: PNG, JPEG, TIFF, BMP, GIF, WebP and DICOM"
 
 
@@ -190,7 +191,10 @@ def preprocess(pixels: np.ndarray, size: int = NETWORK_SIZE) -> tuple[np.ndarray
     # np.sort is vectorised and several times faster than np.percentile's partition; the values are the same.
     foreground.sort()
     low, high = (_percentile(foreground, q, np.float64) for q in (1, 99.5))
-    return np.clip((resized - low) / max(high - low, 8.0), 0, 1).astype(np.float32), transform
+    stretched = resized - low  # float64, as the percentiles are
+    stretched /= max(high - low, 8.0)
+    stretched = stretched.astype(np.float32)
+    return np.clip(stretched, 0, 1, out=stretched), transform
 
 
 def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
@@ -201,21 +205,22 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     height, width = pixels.shape
     factor = max(1.0, max(height, width) / 128)
     shape = (max(8, round(height / factor)), max(8, round(width / factor)))
-    small = np.asarray(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX), np.float32)
+    small = np.asarray(_shrink(pixels, factor, shape), np.float32)
     rim_top, rim_left, rim_bottom, rim_right = _strip_bright_border(small)
     inner = small[rim_top:rim_bottom, rim_left:rim_right]
     smooth = _smooth(inner)
     # Air is the darkest mode; a third of Otsu's threshold keeps dark CSF, skull and low-signal scalp in the head.
     threshold = max(6.0, float(_percentile(np.sort(smooth, axis=None), 2)) + 0.35 * _otsu(smooth))
     mask = _open(smooth > threshold)
-    labels, count = ndimage.label(mask)
+    labels, count = ndimage.label(mask, _CROSS)
     box = (0, 0, *inner.shape)
     if count:
-        sizes = np.bincount(labels.ravel())[1:]
-        rows, columns = ndimage.find_objects(labels)[int(sizes.argmax())]
-        found = (rows.stop - rows.start) * (columns.stop - columns.start)
+        largest = 1 if count == 1 else int(np.bincount(labels.ravel())[1:].argmax()) + 1
+        region = labels == largest
+        rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+        found = (rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0])
         if found >= 0.1 * inner.size:
-            box = (rows.start - 1, columns.start - 1, rows.stop + 1, columns.stop + 1)
+            box = (int(rows[0]) - 1, int(columns[0]) - 1, int(rows[-1]) + 2, int(columns[-1]) + 2)
     top = max(0, rim_top + max(box[0], 0)) * height / shape[0]
     left = max(0, rim_left + max(box[1], 0)) * width / shape[1]
     bottom = (rim_top + min(box[2], inner.shape[0])) * height / shape[0]
@@ -244,24 +249,47 @@ def _is_border(line: np.ndarray) -> bool:
     return bool(np.percentile(line, 10) > 150)
 
 
+def _shrink(pixels: np.ndarray, factor: float, shape: tuple[int, int]) -> Image.Image:
+    """``Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX)``; quicker for factors 2, 4 and 8."""
+    image = Image.fromarray(pixels)
+    if factor in (2, 4, 8) and pixels.shape[0] % factor == pixels.shape[1] % factor == 0:
+        # Columns, then rows, as resizing does it: what is rounded in between makes the values the same.
+        return image.reduce((int(factor), 1)).reduce((1, int(factor)))
+    return image.resize(shape[::-1], Image.Resampling.BOX)
+
+
 def _smooth(image: np.ndarray) -> np.ndarray:
-    """Mean of 3 x 3 pixels: ``ndimage.uniform_filter(image, 3)``, twice as fast, to the last bit."""
-    padded = np.pad(image, 1, mode="edge").astype(np.float64)
-    rows = ((padded[:-2] + padded[1:-1] + padded[2:]) / 3).astype(np.float32).astype(np.float64)
-    return ((rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 3).astype(np.float32)
+    """Mean of 3 x 3 pixels of whole grey values: ``ndimage.uniform_filter(image, 3)`` to the last bit, thrice as fast.
+
+    A third of a whole number is the same whether float32 is divided or float64 is divided and rounded; the sum of three
+    such thirds is not.
+    """
+    height, width = image.shape
+    padded = np.empty((height + 2, width + 2), np.float32)
+    padded[1:-1, 1:-1] = image
+    padded[0, 1:-1], padded[-1, 1:-1] = image[0], image[-1]
+    padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
+    rows = ((padded[:-2] + padded[1:-1] + padded[2:]) / 3).astype(np.float64)
+    total = rows[:, :-2] + rows[:, 1:-1]
+    total += rows[:, 2:]
+    total /= 3
+    return total.astype(np.float32)
 
 
 def _open(mask: np.ndarray) -> np.ndarray:
-    """Binary opening with a cross, two iterations: ``ndimage.binary_opening(mask, iterations=2)``, ten times faster."""
-    padded = np.zeros((mask.shape[0] + 8, mask.shape[1] + 8), bool)
-    padded[4:-4, 4:-4] = mask
+    """Binary opening with a cross, two iterations: ``ndimage.binary_opening(mask, iterations=2)``, far faster."""
+    height, width = mask.shape
+    padded = np.zeros((height + 2, width + 2), bool)
+    padded[1:-1, 1:-1] = mask
+    # As one long row: what is beyond a row's end is a margin, which is empty and which no opening reaches.
+    line, wide = padded.ravel(), width + 2
     for combine in (np.logical_and, np.logical_and, np.logical_or, np.logical_or):
-        result = padded.copy()
-        inner = result[1:-1, 1:-1]
-        for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
-            combine(inner, neighbour, out=inner)
-        padded = result
-    return padded[4:-4, 4:-4]
+        result = line.copy()
+        inner = result[wide:-wide]
+        for step in (-wide, wide, -1, 1):
+            combine(inner, line[wide + step : line.size - wide + step], out=inner)
+        line = result
+    return line.reshape(padded.shape)[1:-1, 1:-1]
 
 
 def _percentile(ordered: np.ndarray, q: float, dtype: type[np.floating] = np.float32):
@@ -276,15 +304,19 @@ def _percentile(ordered: np.ndarray, q: float, dtype: type[np.floating] = np.flo
 
 def _otsu(values: np.ndarray) -> float:
     """Otsu's threshold (IEEE Trans. SMC 1979) of grey values in 0-255."""
-    counts = np.bincount(values.astype(np.uint8).ravel(), minlength=256).astype(np.float64)
+    counts = np.array(Image.fromarray(values.astype(np.uint8)).histogram(), np.float64)  # np.bincount widens to int64
     below = np.cumsum(counts)
     above = below[-1] - below
     mass = np.cumsum(counts * np.arange(256))
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (mass[-1] * below / below[-1] - mass) ** 2 / (below * above)
-    return float(np.nanargmax(np.where(np.isfinite(between), between, -1)))
+    return float(np.argmax(np.where(np.isfinite(between), between, -1)))
 
 
 def as_network_batch(inputs: np.ndarray) -> np.ndarray:
-    """Repeat grey network inputs (n, size, size) to the three channels VGG16 expects; float32 (n, size, size, 3)."""
-    return np.repeat(np.asarray(inputs, np.float32)[..., None], 3, axis=-1)
+    """Repeat grey network inputs (n, size, size) to the three channels VGG16 expects; float32 (n, size, size, 3).
+
+    A read-only view: the three channels are one and the same memory.
+    """
+    inputs = np.asarray(inputs, np.float32)
+    return np.broadcast_to(inputs[..., None], (*inputs.shape, 3))
