@@ -51,6 +51,43 @@ def random_affine(
     return views[0], views[1]
 
 
+def cut_away(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, share: float = 0.06) -> np.ndarray:
+    """Blacken what lies beyond a straight line near the rim in a ``share`` of views, as defacing and tight fields do.
+
+    Parameters
+    ----------
+    image, mask : ndarray of shape (side, side), uint8
+        A view whose tumour the line would meet stays whole.
+    """
+    if rng.random() >= share:
+        return image
+    side = image.shape[0]
+    angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.4) * side
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    beyond = x * np.cos(angle) + y * np.sin(angle) > depth
+    return image if mask[beyond].any() else np.where(beyond, np.uint8(0), image)
+
+
+def mild_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change grey values as little as two scans of one protocol differ.
+
+    Parameters
+    ----------
+    image : ndarray of shape (size, size), float32, in [0, 1]
+
+    Returns
+    -------
+    ndarray of shape (size, size), float32, in [0, 1]
+    """
+    image = image ** np.float32(np.exp(rng.normal(0, 0.12)))
+    image = image * rng.uniform(0.9, 1.1)
+    if rng.random() < 0.3:
+        image = image + rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0.005, 0.02)
+    if rng.random() < 0.2:
+        image = ndimage.gaussian_filter(image, rng.uniform(0.3, 0.7) * image.shape[0] / 128)
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
 def random_intensity(image: np.ndarray, rng: np.random.Generator, reference: np.ndarray | None = None) -> np.ndarray:
     """Change what a scanner, a sequence or a file format changes, never where things are.
 

@@ -70,6 +70,12 @@ class Stage(_Strict):
         Leading blocks that are not trained; None: the recipe's.
     painted_away : float
         With the recipe's ``counterfactuals``: the share of outlined tumours that is painted away and called no tumour.
+    mild : float
+        With ``full`` augmentation: the share of views whose grey values change only as they do between two scans of one
+        protocol (`augment.mild_intensity`), reached at the stage's end; it grows linearly from none.
+    sharpness : float
+        Radius of sharpness-aware minimisation [2]_: each step descends from the worst point this far away, found with
+        half of its batch [3]_; 0: plain descent.
     averaged : bool
         The hidden layer sees the mean over positions (`model.build_network`).
     contribution_weight : float
@@ -80,6 +86,8 @@ class Stage(_Strict):
     References
     ----------
     .. [1] Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018.
+    .. [2] Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021.
+    .. [3] Du et al., "Efficient Sharpness-aware Minimization for Improved Training of Neural Networks", ICLR 2022.
     """
 
     input_size: Literal[32, 64, 96, 128]
@@ -87,6 +95,8 @@ class Stage(_Strict):
     learning_rate: float = Field(gt=0)
     frozen_blocks: tuple[int, ...] | None = None
     painted_away: float = Field(PAINTED_AWAY, ge=0, le=1)
+    mild: float = Field(0.0, ge=0, le=1)
+    sharpness: float = Field(0.0, ge=0)
     averaged: bool = False
     contribution_weight: float = Field(0.0, ge=0)
     average_epochs: int = Field(0, ge=0)
@@ -107,6 +117,10 @@ class Recipe(_Strict):
         Blocks with batch norm while training.
     one_per_group : bool
         An epoch draws one image of each slice group, else every image.
+    class_balance : bool
+        Classes weigh the same in the loss.
+    plane_balance : bool
+        With ``class_balance``: they do within each plane, or else a plane alone says which tumour to expect.
     cached_draws : int
         0: every epoch sees fresh views. n > 0: n views of each image are pushed through the frozen blocks once, and
         epochs cycle over those features.
@@ -142,6 +156,7 @@ class Recipe(_Strict):
     batch_size: int = Field(32, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_balance: bool = False
+    plane_balance: bool = False
     augmentation: Literal["none", "brightness_contrast", "full"] = "full"
     mask_weight: float = 0.0
     counterfactuals: bool = False
@@ -266,9 +281,15 @@ def epoch_indices(data: TrainingSet, recipe: Recipe, epoch: int) -> np.ndarray:
 
 
 def draw_view(
-    data: TrainingSet, recipe: Recipe, index: int, draw: tuple[int, ...], size: int, painted_away: float = PAINTED_AWAY
+    data: TrainingSet,
+    recipe: Recipe,
+    index: int,
+    draw: tuple[int, ...],
+    size: int,
+    painted_away: float = PAINTED_AWAY,
+    mild: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """One view of one slice; a function of (seed, draw, index).
+    """One view of one slice; a function of (seed, draw, index) and the shares of the stage.
 
     Returns
     -------
@@ -283,9 +304,13 @@ def draw_view(
     if recipe.counterfactuals:
         image, mask, target, mask_known = _counterfactual_view(data, index, rng, painted_away)
     if recipe.augmentation == "full":
+        image = augment.cut_away(image, mask, rng)
         image, mask = augment.random_affine(image, mask, size, rng)
-        reference = data.images[rng.integers(len(data.images))]
-        view = augment.random_intensity(image.astype(np.float32) / 255.0, rng, reference)
+        grey = image.astype(np.float32) / 255.0
+        if rng.random() < mild:
+            view = augment.mild_intensity(grey, rng)
+        else:
+            view = augment.random_intensity(grey, rng, data.images[rng.integers(len(data.images))])
     else:
         view = _resize(image, size) / 255.0
         mask = _resize(mask, size)
@@ -366,14 +391,20 @@ def contribution_loss(y_true, y_pred):
     return -ops.sum(where * log_share, axis=-1) / ops.maximum(ops.sum(where, axis=-1), 1e-6)
 
 
-def class_weights(data: TrainingSet, recipe: Recipe) -> np.ndarray:
-    """Inverse frequency of each class among an epoch's draws, mean 1; ones without ``class_balance``."""
+def sample_weights(data: TrainingSet, recipe: Recipe) -> np.ndarray:
+    """Weight of each slice in the loss, float32 (n,): see `Recipe.class_balance` and ``plane_balance``.
+
+    A slice that may be several classes weighs as their mean; one of no known plane counts as axial, as most are.
+    """
     if not recipe.class_balance:
-        return np.ones(len(CLASS_NAMES), np.float32)
-    targets = data.targets[epoch_indices(data, recipe, 0)]
-    counts = (targets / targets.sum(axis=1, keepdims=True)).sum(axis=0)
-    inverse = 1.0 / np.maximum(counts, 1)
-    return (inverse * counts.sum() / len(CLASS_NAMES)).astype(np.float32)
+        return np.ones(len(data.targets), np.float32)
+    allowed = data.targets / data.targets.sum(axis=1, keepdims=True)
+    plane = np.where(data.plane == "", "ax", data.plane) if recipe.plane_balance else np.full(len(allowed), "ax")
+    drawn = epoch_indices(data, recipe, 0)
+    cells = {p: allowed[drawn][plane[drawn] == p].sum(axis=0) for p in np.unique(plane)}
+    by_class = {p: counts.sum() / np.maximum(counts, 1) for p, counts in cells.items()}
+    weights = (allowed * np.stack([by_class[p] for p in plane])).sum(axis=1)
+    return (weights / weights[drawn].mean()).astype(np.float32)
 
 
 def train(
@@ -552,11 +583,10 @@ def _build(recipe: Recipe, number: int):
 
 def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out: TrainingSet, run: _Run, report):
     stage = recipe.stages[number]
-    weights = class_weights(data, recipe)
     size = stage.input_size
     per_epoch = len(epoch_indices(data, recipe, 0))
-    batches = _Batches(network, data, recipe, stage, weights)
-    trained = batches.trained
+    batches = _Batches(network, data, recipe, stage)
+    trained = _sharpness_aware(batches.trained, stage.sharpness) if stage.sharpness else batches.trained
     trained.compile(
         optimizer=_optimizer(recipe, stage, -(-per_epoch // recipe.batch_size)),
         loss=_losses(recipe, stage),
@@ -590,10 +620,11 @@ def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out
 class _Batches:
     """Batches of an epoch: fresh views each time, or features of the frozen blocks computed once per view."""
 
-    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage, weights: np.ndarray):
+    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage):
         import keras
 
-        self.data, self.recipe, self.stage, self.weights = data, recipe, stage, weights
+        self.data, self.recipe, self.stage = data, recipe, stage
+        self.weights = sample_weights(data, recipe)
         self.trained = network
         self.features: np.ndarray | None = None
         if recipe.cached_draws:
@@ -612,7 +643,9 @@ class _Batches:
         return features
 
     def _view(self, index: int, draw: tuple[int, ...]):
-        return draw_view(self.data, self.recipe, index, draw, self.stage.input_size, self.stage.painted_away)
+        stage = self.stage
+        mild = stage.mild * draw[0] / max(stage.epochs - 1, 1)
+        return draw_view(self.data, self.recipe, index, draw, stage.input_size, stage.painted_away, mild)
 
     def of_epoch(self, epoch: int):
         """A ``keras.utils.PyDataset`` of one epoch."""
@@ -630,35 +663,56 @@ class _Batches:
                 if outer.features is not None:
                     return outer._cached(order[chosen.start : chosen.stop], epoch)
                 # The position is part of the seed: an image drawn twice in an epoch gives two views.
-                return outer._fresh([outer._view(int(order[k]), (epoch, k)) for k in chosen])
+                views = [outer._view(int(order[k]), (epoch, k)) for k in chosen]
+                return outer._fresh(views, outer.weights[order[chosen.start : chosen.stop]])
 
         return Epoch(workers=1, use_multiprocessing=False, max_queue_size=6)
 
     def _cached(self, chosen: np.ndarray, epoch: int):
         assert self.features is not None
-        targets = self.data.targets[chosen]
         x = self.features[epoch % self.recipe.cached_draws, chosen].astype(np.float32)
-        return x, targets, self._sample_weight(targets)
+        return x, self.data.targets[chosen], self.weights[chosen]
 
-    def _fresh(self, views: list):
+    def _fresh(self, views: list, weights: np.ndarray):
         image, mask, target, known = zip(*views, strict=True)
         x, targets = as_network_batch(np.stack(image)), np.stack(target)
         if not self.recipe.mask_weight:
-            return x, targets, self._sample_weight(targets)
+            return x, targets, weights
         fraction = np.stack([mask_cells(m, self.stage.input_size // 16) for m in mask])
         tumours = targets * (np.arange(len(CLASS_NAMES)) != _NONE)
         allowed = np.broadcast_to(tumours[:, None, None, :], (*fraction.shape, len(CLASS_NAMES)))
         y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
         y = {"probabilities": targets, "mask": y_mask}
-        weights = {"probabilities": self._sample_weight(targets), "mask": np.asarray(known, np.float32)}
+        counts = {"probabilities": weights, "mask": np.asarray(known, np.float32)}
         if self.stage.averaged:
             outlined = np.asarray(known) & fraction.any(axis=(1, 2))
-            y, weights = y | {"contributions": y_mask}, weights | {"contributions": outlined.astype(np.float32)}
-        return x, y, weights
+            y, counts = y | {"contributions": y_mask}, counts | {"contributions": outlined.astype(np.float32)}
+        return x, y, counts
 
-    def _sample_weight(self, targets: np.ndarray) -> np.ndarray:
-        # A slice that may be several classes weighs as their mean.
-        return (targets @ self.weights / targets.sum(axis=1)).astype(np.float32)
+
+def _sharpness_aware(network, radius: float):
+    """The same layers, trained as `Stage.sharpness` says."""
+    import keras
+    import tensorflow as tf
+
+    class SharpnessAware(keras.Model):
+        def train_step(self, data):
+            half = tf.nest.map_structure(lambda v: v[: (tf.shape(v)[0] + 1) // 2], data)
+            x, y, weights = keras.utils.unpack_x_y_sample_weight(half)
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True), weights)
+            variables = [v.value for v in self.trainable_variables]
+            gradients = tape.gradient(loss, variables)
+            scale = radius / (tf.linalg.global_norm(gradients) + 1e-12)
+            climbs = [g * scale for g in gradients]
+            for variable, climb in zip(variables, climbs, strict=True):
+                variable.assign_add(climb)
+            log = super().train_step(data)
+            for variable, climb in zip(variables, climbs, strict=True):
+                variable.assign_sub(climb)
+            return log
+
+    return SharpnessAware(network.input, network.output)
 
 
 def _average(network, snapshots: list[Path]) -> None:

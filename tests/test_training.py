@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from brainmri import training
+from brainmri import augment, training
 from brainmri.errors import ConfigError
 from brainmri.types import CLASS_NAMES
 
@@ -130,6 +131,71 @@ def test_a_stage_may_paint_no_tumour_away(collection):
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+def test_classes_and_planes_weigh_the_same(collection):
+    recipe = _recipe(collection, class_balance=True, one_per_group=False)
+    data = training.load_training_set(recipe, collection.parent, "train")
+    plane = np.where(np.arange(len(data.plane)) % 5 == 0, "sa", "")
+    data = replace(data, plane=plane)
+    classes = data.targets.argmax(axis=1)
+    by_class = training.sample_weights(data, recipe)
+    np.testing.assert_allclose(by_class.mean(), 1, rtol=1e-6)
+    totals = np.bincount(classes, by_class)
+    np.testing.assert_allclose(totals, totals[0], rtol=1e-5)
+    by_plane = training.sample_weights(data, recipe.model_copy(update={"plane_balance": True}))
+    for p in ("sa", ""):
+        totals = np.bincount(classes[plane == p], by_plane[plane == p])
+        np.testing.assert_allclose(totals, (plane == p).sum() / 4, rtol=1e-5)
+    assert (training.sample_weights(data, recipe.model_copy(update={"class_balance": False})) == 1).all()
+
+
+def test_a_slice_of_an_unknown_type_weighs_as_its_classes_mean(collection):
+    recipe = _recipe(collection, class_balance=True, one_per_group=False)
+    data = training.load_training_set(recipe, collection.parent, "train")
+    targets = data.targets.copy()
+    targets[0] = [1, 1, 0, 1]
+    weights = training.sample_weights(replace(data, targets=targets), recipe)
+    others = [weights[1:][targets[1:, c] == 1][0] for c in (0, 1, 3)]
+    np.testing.assert_allclose(weights[0], np.mean(others), rtol=1e-5)
+
+
+def test_cutting_away_leaves_the_tumour_and_the_rest_alone():
+    rng = np.random.default_rng(0)
+    image = np.full((80, 80), 100, np.uint8)
+    mask = np.zeros_like(image)
+    mask[5:20, 30:50] = 255  # near the upper rim: lines there are not drawn
+    cut = [augment.cut_away(image, mask, rng, share=1.0) for _ in range(60)]
+    assert all((c[mask > 0] == 100).all() for c in cut)
+    black = [(c == 0).mean() for c in cut]
+    assert min(black) == 0
+    assert 0.05 < max(black) < 0.4
+    assert all(set(np.unique(c)) <= {0, 100} for c in cut)
+    assert augment.cut_away(image, mask, rng, share=0.0) is image
+
+
+def test_mild_views_stay_closer_than_full_ones():
+    rng = np.random.default_rng(0)
+    image = np.clip(np.add.outer(np.linspace(0, 0.6, 64), np.linspace(0, 0.4, 64)), 0, 1).astype(np.float32)
+    mild = [augment.mild_intensity(image, rng) for _ in range(30)]
+    full = [augment.random_intensity(image, rng) for _ in range(30)]
+    assert all(v.dtype == np.float32 and v.min() >= 0 and v.max() <= 1 for v in mild)
+    change = [np.mean([np.abs(v - image).mean() for v in views]) for views in (mild, full)]
+    assert change[0] < 0.7 * change[1]
+
+
+def test_sharpness_descends_from_the_worst_point_nearby():
+    import keras
+
+    x = keras.Input((1,))
+    network = keras.Model(x, keras.layers.Dense(1, use_bias=False, name="only")(x))
+    kernel = network.get_layer("only").kernel
+    kernel.assign([[1.0]])
+    trained = training._sharpness_aware(network, 0.5)
+    trained.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
+    # Loss w² has gradient 2w; from w = 1 the worst point within 0.5 is 1.5.
+    trained.fit(np.ones((2, 1), np.float32), np.zeros((2, 1), np.float32), batch_size=2, verbose=0)
+    np.testing.assert_allclose(np.asarray(kernel), [[1.0 - 0.1 * 3.0]], rtol=1e-5)
+
+
 def test_the_last_stage_averages_and_thaws(collection, tmp_path):
     stage = {"input_size": 32, "epochs": 2, "learning_rate": 1e-3}
     frozen = {"frozen_blocks": [1, 2], "normalised_blocks": [3, 4, 5]}
@@ -243,7 +309,7 @@ def test_resumed_run_is_the_unbroken_run(collection, tmp_path):
         "counterfactuals": True,
         "stages": [
             {"input_size": 32, "epochs": 2, "learning_rate": 1e-3},
-            {"input_size": 64, "epochs": 2, "learning_rate": 1e-3},
+            {"input_size": 64, "epochs": 2, "learning_rate": 1e-3, "sharpness": 0.05, "mild": 0.5},
         ],
     }
     recipe = _recipe(collection, **changes)
