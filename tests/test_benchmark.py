@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 from pathlib import Path
@@ -144,6 +145,30 @@ def test_readers_on_a_real_server(tiny_models):
     assert found["errors"] == []
     assert found["predictions"] >= 8
     assert found["p95_s"] < 3
+
+
+def test_a_first_answer_loads_no_library_that_it_does_not_need(tiny_models):
+    """Each costs a fresh app memory and time; those with compiled parts show in the process's memory map."""
+    load = script("load")
+    with load.server(tiny_models, "tiny") as (port, process):
+        reader, _ = asyncio.run(load.first_prediction(port))
+        mapped = {Path(m.path).parts for m in process.memory_maps()}
+    assert reader.errors == []
+    loaded = {parts[parts.index("site-packages") + 1] for parts in mapped if "site-packages" in parts}
+    assert "openvino" in loaded
+    unneeded = {
+        "tensorflow",
+        "pandas",
+        "pyarrow",
+        "sklearn",
+        "matplotlib",
+        "nibabel",
+        "faiss",
+        "reportlab",
+        "rpds",
+        "h5py",
+    }
+    assert not loaded & unneeded  # rpds: Altair's schema checks
 
 
 def test_listing_and_memory_of_an_archive_job(tiny_models, tmp_path, monkeypatch):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import streamlit as st
 
 from brainmri.types import CLASS_NAMES
-from brainmri.ui.theme import NOTICE, class_title, link
+from brainmri.ui.theme import NOTICE, class_title, link, text_table
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -90,19 +89,19 @@ def show_card(card: ModelCard) -> None:
         if card.intended_use:
             st.markdown(card.intended_use)
         table = metrics_table(card.metrics)
-        if table.empty:
+        if not table:
             st.info("This card holds no figures yet: the model has not been evaluated.", icon=":material/pending:")
         else:
-            st.table(table)
+            text_table({name: list(row.values()) for name, row in table.items()}, list(next(iter(table.values()))))
         if card.limits:
             st.markdown("**Known limits**\n" + "\n".join(f"- {limit}" for limit in card.limits))
         with st.expander("Data, recipe and hashes", icon=":material/list_alt:"):
             st.json(card.model_dump(mode="json", exclude={"metrics", "limits", "intended_use"}), expanded=2)
 
 
-def metrics_table(metrics: dict[str, Any]) -> pd.DataFrame:
-    """One row a split that the card has figures for; text, ready for the screen."""
-    rows = {}
+def metrics_table(metrics: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Split -> column -> text, of the splits that the card has figures for; all with the same columns."""
+    rows: dict[str, dict[str, str]] = {}
     for split, values in metrics.items():
         if not isinstance(values, dict):
             continue
@@ -115,5 +114,5 @@ def metrics_table(metrics: dict[str, Any]) -> pd.DataFrame:
                 row.setdefault(title, f"{value:,}" if key == "n" else f"{value:.3f}")
         if row:
             rows[split.replace("_", " ")] = row
-    table = pd.DataFrame.from_dict(rows, orient="index").fillna("–")
-    return table.reindex(columns=[t for t in dict.fromkeys(_METRICS.values()) if t in table])
+    columns = [t for t in dict.fromkeys(_METRICS.values()) if any(t in row for row in rows.values())]
+    return {name: {title: row.get(title, "–") for title in columns} for name, row in rows.items()}

@@ -10,7 +10,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 from brainmri.errors import BrainMRIError, BusyError, StorageError
@@ -30,6 +29,8 @@ from brainmri.ui.results import (
 from brainmri.ui.theme import class_title, plain, research_notice
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from brainmri.accounts import User
     from brainmri.inference import Classifier
 
@@ -209,6 +210,8 @@ def _summary(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> No
 
 
 def _screen_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    import pandas as pd
+
     rows: list[dict] = []
     for answer in answers:
         shown = answer.decision != "rejected"

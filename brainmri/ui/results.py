@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import altair as alt
 import numpy as np
-import pandas as pd
 import streamlit as st
 from PIL import Image, ImageDraw
 
 from brainmri.imaging import colour_reason, preprocess
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
-from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, link, plain, research_notice
+from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, link, plain, research_notice, text_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from brainmri.storage import Record
 
 DECISION_TITLES = {"class": "Class", "undecided": "Undecided", "rejected": "Rejected"}
@@ -138,7 +138,7 @@ def show_answer(answer: Answer, *, history_link: bool = True) -> None:
     with words:
         show_decision(answer)
         if answer.decision != "rejected":
-            st.altair_chart(probability_chart(answer.probabilities, answer.prediction_set))
+            st.vega_lite_chart(spec=probability_chart(answer.probabilities, answer.prediction_set))
         st.caption(
             f":material/timer: {answer.elapsed_ms:.0f} ms · {answer.facts['Engine']} · {answer.model_id}"
             + "".join(f"  \n:material/info: {plain(note)}" for note in answer.notes if not note.startswith(_SYNTHETIC))
@@ -156,7 +156,7 @@ def show_answer(answer: Answer, *, history_link: bool = True) -> None:
         left.image(answer.original, caption="Original; the outline is the crop", width="stretch")
         right.image(answer.network_view, caption="What the network saw", width="stretch")
     with st.expander("Details", icon=":material/list_alt:"):
-        st.table(pd.DataFrame({"": answer.facts.values()}, index=list(answer.facts)))
+        text_table({name: [text] for name, text in answer.facts.items()})
 
 
 def show_decision(answer: Answer) -> None:
@@ -184,43 +184,52 @@ def show_decision(answer: Answer) -> None:
             st.caption(f"95 % prediction set: {class_list(answer.prediction_set)}")
 
 
-def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[str] = ()) -> alt.LayerChart:
-    """Horizontal bars, one a class in the fixed order; classes outside the prediction set are faint."""
-    data = pd.DataFrame(
+def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[str] = ()) -> dict[str, Any]:
+    """Horizontal bars, one a class in the fixed order, as Vega-Lite; classes outside the prediction set are faint.
+
+    By hand, and with the data inside the layers, where Streamlit leaves it: Altair is slow to check a chart against its
+    schema, and takes 80 MiB with the pandas and pyarrow that carry its four rows.
+    """
+    titles = [CLASS_TITLES[c] for c in CLASS_NAMES]
+    data = [
         {
-            "class": [CLASS_TITLES[c] for c in CLASS_NAMES],
-            "probability": [probabilities[c] for c in CLASS_NAMES],
-            "text": [f"{probabilities[c]:.1%}" for c in CLASS_NAMES],
-            "opacity": [1.0 if not prediction_set or c in prediction_set else 0.4 for c in CLASS_NAMES],
+            "class": CLASS_TITLES[c],
+            "probability": probabilities[c],
+            "text": f"{probabilities[c]:.1%}",
+            "opacity": 1.0 if not prediction_set or c in prediction_set else 0.4,
         }
-    )
-    base = alt.Chart(data).encode(
-        y=alt.Y("class:N", sort=None, title=None, axis=alt.Axis(labelLimit=140, ticks=False, domain=False)),
-        x=alt.X(
-            "probability:Q",
-            scale=alt.Scale(domain=[0, 1.14]),
-            title=None,
-            axis=alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1]),
-        ),
-        tooltip=[alt.Tooltip("class:N", title="Class"), alt.Tooltip("probability:Q", format=".2%")],
-    )
-    bars = base.mark_bar(cornerRadiusEnd=4, size=22).encode(
-        color=alt.Color(
-            "class:N",
-            scale=alt.Scale(
-                domain=[CLASS_TITLES[c] for c in CLASS_NAMES], range=[CLASS_COLOURS[c] for c in CLASS_NAMES]
-            ),
-            legend=None,
-        ),
-        opacity=alt.Opacity("opacity:Q", scale=None),
-    )
-    # Grey is legible on both themes; the theme's own text colour does not reach text marks.
-    text = base.mark_text(align="left", dx=5, fontSize=13, color="#7d8b91").encode(text="text:N")
-    return (bars + text).properties(height=170)
+        for c in CLASS_NAMES
+    ]
+    percent = {"format": "%", "values": [0, 0.25, 0.5, 0.75, 1]}
+    nominal, quantity = {"field": "class", "type": "nominal"}, {"field": "probability", "type": "quantitative"}
+    both = {
+        "y": {**nominal, "sort": titles, "title": None, "axis": {"labelLimit": 140, "ticks": False, "domain": False}},
+        "x": {**quantity, "scale": {"domain": [0, 1.14]}, "title": None, "axis": percent},
+        "tooltip": [{**nominal, "title": "Class"}, {**quantity, "format": ".2%"}],
+    }
+    colours = {"domain": titles, "range": [CLASS_COLOURS[c] for c in CLASS_NAMES]}
+    bars = {
+        "data": {"values": data},
+        "mark": {"type": "bar", "cornerRadiusEnd": 4, "size": 22},
+        "encoding": {
+            **both,
+            "color": {**nominal, "scale": colours, "legend": None},
+            "opacity": {"field": "opacity", "type": "quantitative", "scale": None},
+        },
+    }
+    text = {
+        "data": {"values": data},
+        # Grey is legible on both themes; the theme's own text colour does not reach text marks.
+        "mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 13, "color": "#7d8b91"},
+        "encoding": {**both, "text": {"field": "text", "type": "nominal"}},
+    }
+    return {"height": 170, "layer": [bars, text]}
 
 
 def result_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """One row an answer, then one a file that could not be read; the columns of the download."""
+    import pandas as pd
+
     failed = [{"name": _plain_cell(name), "decision": "unreadable", "error": text} for name, text in errors]
     columns = list(Answer.row(answers[0])) if answers else ["name", "decision", "error"]
     return pd.DataFrame([a.row() for a in answers] + failed, columns=columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -32,6 +33,8 @@ _STYLES = """
 [data-testid="stMainBlockContainer"] { max-width: 1240px; padding-top: 3.2rem; padding-bottom: 3rem; }
 [data-testid="stMain"] h1 { letter-spacing: -0.01em; padding-bottom: 0.1rem; }
 [data-testid="stMain"] img { border-radius: 0.4rem; }
+[data-testid="stMarkdown"] td { overflow-wrap: anywhere; }
+[data-testid="stMarkdown"] thead:not(:has(th:not(:empty))) { display: none; }
 [data-testid="stMetricValue"] { font-variant-numeric: tabular-nums; }
 @media (max-width: 640px) {
   [data-testid="stMainBlockContainer"] { padding: 3.4rem 0.9rem 2rem; }
@@ -63,6 +66,13 @@ def link(page: str, label: str, icon: str = ":material/arrow_forward:", **query_
         st.page_link(page, label=label, icon=icon, query_params=query_params or None)
     except StreamlitPageNotFoundError:
         st.caption(f"{icon} {label}")
+
+
+def text_table(rows: Mapping[str, Sequence[str]], columns: Sequence[str] = ("",)) -> None:
+    """A small table of words, one row a name. ``st.table`` would load pandas and pyarrow for it, 50 MiB."""
+    lines = [["", *columns], ["---"] * (1 + len(columns))]
+    lines += [[f"**{plain(name)}**", *map(plain, values)] for name, values in rows.items()]
+    st.markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def plain(text: str) -> str:
