@@ -142,7 +142,8 @@ def select_split(table: pd.DataFrame, split: str, *, require_files: bool = True)
         if missing:
             root = Path(rows["file"].iloc[0][: -len(rows["path"].iloc[0])])
             some = f"{len(missing)} of {len(rows)} images are missing under {root} (first: {missing[0]})"
-            raise DataError(f"{some}; {fetch_hint(root)}")
+            kaggle = missing[0].split("/")[0] in _FOLDERS
+            raise DataError(f"{some}; {fetch_hint(root) if kaggle else 'is that the folder the paths start from?'}")
     return rows
 
 

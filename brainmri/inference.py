@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from brainmri.decision import DecisionRule
-from brainmri.errors import BrainMRIError, EngineError, InvalidImageError
+from brainmri.errors import BrainMRIError, EngineError, InvalidImageError, ModelError
 from brainmri.imaging import as_network_batch, preprocess
 from brainmri.model import FEATURE_LAYER, LOGITS_LAYER, ModelCard, load_network, read_card, sha256_of
 from brainmri.types import Prediction
@@ -23,6 +24,10 @@ SPLIT_INPUT = "high, low, high"
 """What an optimised network calls its input's channels where they are those of `split_grey`."""
 MAX_BATCH = 32
 """Images in one forward pass: activations grow with it (4 MB an image in bfloat16), throughput hardly does."""
+
+UNCALIBRATED = (
+    "not calibrated: no prediction sets and nothing that turns away what is no brain MRI; run: brainmri calibrate"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +54,8 @@ class KerasEngine:
     ):
         if precision not in (None, "float32"):
             raise EngineError(f"the keras engine computes in float32 only, not {precision}; use the openvino engine")
+        # What TensorFlow prints about graphics cards that are not there is noise to who asked for an answer.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         try:
             import keras
             import tensorflow as tf
@@ -198,7 +205,7 @@ def read_optimised(path: Path, card: ModelCard) -> dict[str, str]:
     EngineError
         Missing, damaged, or foreign; says what to do.
     """
-    again = f"run: brainmri optimize {card.id}"
+    again = f"run: brainmri optimize --model {card.id}"
     binary = path.with_suffix(".bin")
     for file in (path, binary):
         if not file.is_file():
@@ -281,6 +288,21 @@ class Classifier:
             elapsed_ms=(time.perf_counter() - start) * 1e3,
         )
 
+    def require_numbers(self, logits: np.ndarray, names: Sequence[str]) -> None:
+        """Refuse answers that are no numbers, naming the first.
+
+        Raises
+        ------
+        ModelError
+            NaN or infinity among ``logits``, (n, n_classes); ``names`` are the n slices'.
+        """
+        broken = ~np.isfinite(logits).all(axis=1)
+        if broken.any():
+            raise ModelError(
+                f"{list(names)[int(broken.argmax())]}: the network's answer is not a number; the weights or the engine "
+                f"({self.engine.name}, {self.engine.precision}) are broken"
+            )
+
     def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Run the network on any number of inputs, `MAX_BATCH` at a time.
 
@@ -338,6 +360,8 @@ def load_classifier(
         raise EngineError(f"unknown precision '{precision}'; known: {', '.join(PRECISIONS)}")
     card = read_card(model_id, directory)
     rule = rule or DecisionRule.load(Path(directory) / f"{model_id}.npz")
+    if not rule.weights_sha256:
+        _log.warning("%s: %s", model_id, UNCALIBRATED)
     wanted = "openvino" if engine == "auto" else engine
     reasons: list[str] = []
     for name in sorted(ENGINES, key=lambda n: n != wanted):

@@ -17,10 +17,16 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
     -------
     list of Analysis
         In the order of ``slices``.
+
+    Raises
+    ------
+    ModelError
+        The network's answer is no number.
     """
     if not slices:
         return []
     prediction = classifier.predict([s.pixels for s in slices], [s.colour_share for s in slices])
+    classifier.require_numbers(prediction.logits, [s.name for s in slices])
     results = []
     for i, mri_slice in enumerate(slices):
         probabilities = {name: float(p) for name, p in zip(CLASS_NAMES, prediction.probabilities[i], strict=True)}

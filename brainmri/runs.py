@@ -18,7 +18,7 @@ import pandas as pd
 
 from brainmri.data import read_manifest, read_pixels, read_slice, select_split
 from brainmri.decision import LEVELS
-from brainmri.errors import DataError, ModelError
+from brainmri.errors import DataError
 from brainmri.imaging import COLOUR_DIFFERENCE, COLOUR_LIMIT
 from brainmri.types import CLASS_NAMES, MRISlice
 
@@ -54,8 +54,15 @@ class Run:
     @property
     def title(self) -> str:
         """Model, data, split and n: the four things no figure goes without."""
+        data = self.metrics["data"]["name"]
+        return f"{self.metrics['model']['id']} · {data} · {self.split_title} · n = {self.metrics['n']:,}"
+
+    @property
+    def split_title(self) -> str:
+        """The split with what tells its column from others: ``clean test``, ``official test``, ``test``."""
         data = self.metrics["data"]
-        return f"{self.metrics['model']['id']} · {data['name']} · {data['split']} · n = {self.metrics['n']:,}"
+        column = (data.get("split_column") or "").removesuffix("split").strip("_").replace("_", " ")
+        return f"{column} {data['split']}".strip()
 
     def predictions(self) -> pd.DataFrame:
         """One row an image; see `predict_rows`."""
@@ -84,7 +91,7 @@ def predict_rows(
     rows : DataFrame
         ``path``, ``file``, ``label``, ``group`` as `data.read_manifest` gives them.
     work : path
-        Folder for finished chunks of this model and these rows; removed when all are there.
+        Folder for finished chunks of this model and these rows; `save_run` removes it once the run is whole.
     progress : callable, optional
         Called with images done and in all.
     read : callable, optional
@@ -119,11 +126,7 @@ def predict_rows(
             os.replace(temporary, path)
         if progress:
             progress(min(start + CHUNK, len(rows)), len(rows))
-    table = pd.concat(parts, ignore_index=True)
-    shutil.rmtree(work)
-    if not any(work.parent.iterdir()):
-        work.parent.rmdir()
-    return table
+    return pd.concat(parts, ignore_index=True)
 
 
 def key_of(classifier: Classifier, rows: pd.DataFrame) -> str:
@@ -140,12 +143,7 @@ def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[
     images, colour_share = [s.pixels for s in slices], [s.colour_share for s in slices]
     table = chunk[[c for c in KEPT_COLUMNS if c in chunk.columns]].reset_index(drop=True)
     answers = predict_table(classifier, images, colour_share)
-    if not np.isfinite(answers[[f"p_{c}" for c in CLASS_NAMES]].to_numpy()).all():
-        bad = int(np.flatnonzero(~np.isfinite(answers[f"p_{CLASS_NAMES[0]}"]))[0])
-        raise ModelError(
-            f"{table['path'].iloc[bad]}: the network's answer is not a number; the weights or the engine "
-            f"({classifier.engine.name}, {classifier.engine.precision}) are broken"
-        )
+    classifier.require_numbers(answers[[f"logit_{c}" for c in CLASS_NAMES]].to_numpy(), table["path"])
     table = pd.concat([table, answers], axis=1)
     # The manifest knows the original's size where the images at hand are scaled copies.
     for name, axis in (("height", 0), ("width", 1)):
@@ -278,7 +276,7 @@ def evaluate(
     predictions = predict_rows(
         classifier, rows, Path(output) / "partial", progress=progress("predicting") if progress else None
     )
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"key": key_of(classifier, rows)}
     if baseline:
         training = table[(table["split"] == training_split) & table["file"].map(lambda f: Path(f).is_file())]
         if split == training_split or training.empty:
@@ -304,7 +302,7 @@ def save_run(
     data: dict[str, Any],
     extra: dict[str, Any] | None = None,
 ) -> Run:
-    """Measure a table of predictions and write ``metrics.json`` and ``predictions.parquet``."""
+    """Measure a table of predictions, write ``metrics.json`` and ``predictions.parquet``, drop the finished chunks."""
     from brainmri.evaluation import measure
 
     output = Path(output)
@@ -332,6 +330,8 @@ def save_run(
     _compact(predictions).to_parquet(temporary, compression="zstd", index=False)
     os.replace(temporary, output / PREDICTIONS_FILE)
     write_metrics(output, metrics)
+    for finished in output.glob("partial*/"):
+        shutil.rmtree(finished)
     return Run(output, metrics)
 
 
@@ -409,14 +409,10 @@ def list_runs(root: Path | str) -> list[Run]:
     return sorted(runs, key=lambda run: (run.metrics.get("created", ""), run.id), reverse=True)
 
 
-SPLIT_TITLES = {"clean_split": "clean", "official_split": "official"}
-
-
 def data_title(run: Run) -> str:
     """Data and split in words: ``brain_tumor_mri, clean test``."""
-    data = run.metrics["data"]
-    words = (SPLIT_TITLES.get(data.get("split_column") or "", ""), data["split"] if data["split"] != "all" else "")
-    return ", ".join(filter(None, (data["name"], " ".join(filter(None, words)))))
+    whole = run.metrics["data"]["split"] == "all"
+    return run.metrics["data"]["name"] + ("" if whole else f", {run.split_title}")
 
 
 def side_by_side(found: Sequence[Run]) -> pd.DataFrame:

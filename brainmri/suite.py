@@ -278,7 +278,7 @@ def run_suite(
     """Evaluate a model on everything that a data folder holds; runs go to ``<output>/<model id>-<part>/``.
 
     Preprocessing, shortcuts and robustness become part of the clean-test run. What is finished is kept; starting again
-    goes on, and only other weights, another decision rule or other data make it start over.
+    goes on, and only other weights, another engine or decision rule, other data or a removed folder make it start over.
 
     Parameters
     ----------
@@ -302,6 +302,10 @@ def run_suite(
     for part in (p for p in wanted if p in SETS):
         folder, column, split = SETS[part]
         if not (data / folder / MANIFEST).is_file():
+            continue
+        rows = select_split(runs.read_rows(data / folder / MANIFEST, data / folder, column), split)
+        if finished := _finished(classifier, output, part, rows):
+            made[part] = finished
             continue
         made[part] = runs.evaluate(
             classifier,
@@ -341,6 +345,12 @@ def _open(classifier: Classifier, output: Path, part: str) -> Run | None:
     return run if run.metrics["model"]["weights_sha256"] == classifier.card.weights_sha256 else None
 
 
+def _finished(classifier: Classifier, output: Path, part: str, rows: pd.DataFrame) -> Run | None:
+    """A part's saved run if it answers the same rows with the same weights, engine and decision rule."""
+    run = _open(classifier, output, part)
+    return run if run and run.metrics.get("key") == runs.key_of(classifier, rows) else None
+
+
 class _Kept:
     """Answers of finished steps in a JSON file, so that an interrupted part goes on after the last of them."""
 
@@ -364,10 +374,12 @@ class _Kept:
 
 
 def _extend_clean_run(classifier, data, output, part, compute, progress) -> Run:
-    run = _open(classifier, output, "clean-test")
-    if run is None:
-        raise DataError(f"'{part}' extends the clean-test run of the same weights; evaluate that part first")
     rows = runs.read_rows(data / KAGGLE / MANIFEST, data / KAGGLE, "clean_split")
+    run = _finished(classifier, output, "clean-test", select_split(rows, "test"))
+    if run is None:
+        raise DataError(f"'{part}' extends the clean-test run of the same weights and rule; evaluate that part first")
+    if part in run.metrics:
+        return run
     kept = _Kept(run.directory / f"partial-{part}.json", runs.key_of(classifier, rows))
     found = compute(classifier, data, output, rows, run, kept, _named(progress, part))
     metrics = {**runs.open_run(run.directory).metrics, part: found}
@@ -461,6 +473,8 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
             rows.append((key, key, kind))
     table = pd.DataFrame(rows, columns=["path", "file", "kind"]).assign(label="", split="all")
     table["group"] = table["path"]
+    if finished := _finished(classifier, output, "out-of-distribution", table):
+        return finished
     folder = _folder(classifier, output, "out-of-distribution")
 
     def predict(stage: str, read: Callable[[str], MRISlice]) -> pd.DataFrame:
@@ -474,6 +488,7 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
     as_grey = predict("colour ignored", lambda file: replace(as_it_is(file), colour_share=0.0))
     scores = {str(k): part["ood_score"].to_numpy(float) for k, part in predictions.groupby("kind")}
     extra: dict[str, Any] = {
+        "key": runs.key_of(classifier, table),
         "kinds": {k: _kind(predictions[predictions["kind"] == k], as_grey[as_grey["kind"] == k]) for k in scores}
     }
     head = predictions[predictions["kind"] == "head_t1"]

@@ -15,7 +15,7 @@ from dicom_maker import dicom, enhanced, stack, zipped
 from typer.testing import CliRunner
 
 from brainmri import synthetic
-from brainmri.cli import app
+from brainmri.cli import app, predict
 from brainmri.types import CLASS_NAMES
 
 KEYS = ["path", "label", "probabilities", "model_id", "elapsed_ms", "decision", "prediction_set", "ood_score",
@@ -183,6 +183,15 @@ def test_several_frames_are_a_series(app_settings, tmp_path):
     rows = json.loads(run(tmp_path / "many.dcm", "--json").stdout)
     assert [row.get("frame") for row in rows] == [3, 2, 1, None]  # by position, feet to head
     assert rows[3]["series_answer"]["slices"] == 3
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [(["glioma", "pituitary"], "undecided between glioma, pituitary ("), ([], "undecided, no class is likely enough (")],
+)
+def test_a_line_says_between_what_it_is_undecided(members, said):
+    row = {"path": "a.png", "decision": "undecided", "label": None, "prediction_set": members, "elapsed_ms": 1.0}
+    assert predict._line(row | {"probabilities": {"glioma": 0.6, "pituitary": 0.4}}).startswith(f"a.png: {said}")
 
 
 def test_an_empty_folder_is_an_error(app_settings, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from brainmri import displays, evaluation, runs
+from brainmri import displays, evaluation, pipeline, runs, suite
 from brainmri.cli import app
 from brainmri.decision import DecisionRule, softmax
 from brainmri.errors import DataError, ModelError
 from brainmri.imaging import preprocess
 from brainmri.inference import Classifier
 from brainmri.model import ModelCard
-from brainmri.types import CLASS_NAMES
+from brainmri.types import CLASS_NAMES, MRISlice
 
 
 def predictions(n=400, seed=0, skill=2.0, classes=4, groups=None):
@@ -205,7 +206,16 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 def test_one_group_has_no_interval_and_says_why():
     found = evaluation.measure(predictions(40, groups=["a"] * 40), n_bootstrap=20)
     assert found["intervals"]["accuracy"] is None
-    assert "one group" in found["undefined"]["intervals"]
+    assert "1 group" in found["undefined"]["intervals"]
+
+
+def test_a_part_of_few_groups_has_no_interval_and_says_why():
+    table = predictions(200)
+    few = pd.concat([table[table["label"] != "glioma"], table[table["label"] == "glioma"].head(3)])
+    found = evaluation.measure(few, n_bootstrap=50)
+    assert found["intervals"]["accuracy"] is not None
+    assert found["intervals"]["recall_glioma"] is None
+    assert "fewer than 10 groups" in found["undefined"]["interval_recall_glioma"]
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -227,6 +237,8 @@ def test_one_image_per_class_is_defined_or_says_why():
     found = evaluation.measure(table.assign(group=table["path"]), n_bootstrap=50)
     assert found["n"] == 4
     assert found["accuracy"] is not None
+    assert set(found["intervals"].values()) == {None}
+    assert "10 groups" in found["undefined"]["intervals"]
     json.dumps(found, allow_nan=False)
     displays.plot_roc(found)
 
@@ -330,6 +342,43 @@ def test_a_stopped_evaluation_goes_on_where_it_stopped(classifier, folder, tmp_p
     assert classifier.engine.seen == 80
     fresh = runs.evaluate(classifier, *arguments[:-1], tmp_path / "fresh")
     pd.testing.assert_frame_equal(whole.predictions(), fresh.predictions())
+
+
+def test_an_evaluation_stopped_after_predicting_predicts_nothing_again(classifier, folder, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    arguments = (folder / "manifest.csv", folder, "split", "test", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "nearest_neighbour_baseline", stop)
+        with pytest.raises(KeyboardInterrupt):
+            runs.evaluate(classifier, *arguments)
+    assert classifier.engine.seen == 80
+    run = runs.evaluate(classifier, *arguments)
+    assert classifier.engine.seen == 80
+    assert not list(run.directory.glob("partial*"))
+
+
+def test_a_finished_part_of_the_suite_is_kept(classifier, folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "lgg").symlink_to(folder)
+    arguments = (tmp_path / "data", tmp_path / "runs")
+    (first,) = suite.run_suite(classifier, *arguments, only=["lgg-test"])
+    runs.write_metrics(first.directory, first.metrics | {"added": 1})
+    (again,) = suite.run_suite(classifier, *arguments, only=["lgg-test"])
+    assert classifier.engine.seen == 80
+    assert again.metrics["added"] == 1
+    hotter = Classifier(classifier.card, classifier.engine, replace(classifier.rule, temperature=2.0))
+    (other,) = suite.run_suite(hotter, *arguments, only=["lgg-test"])
+    assert classifier.engine.seen == 160
+    assert "added" not in other.metrics
+
+
+def test_the_workflow_refuses_answers_that_are_no_numbers(classifier):
+    classifier.engine.broken = True
+    pixels = np.full((64, 64), 90, np.uint8)
+    with pytest.raises(ModelError, match=r"one\.png: the network's answer is not a number"):
+        pipeline.analyse(classifier, [MRISlice(pixels, "one.png", "0" * 64, "PNG")])
 
 
 def test_chunks_of_other_weights_are_not_taken(classifier, folder, tmp_path, monkeypatch):

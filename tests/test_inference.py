@@ -113,6 +113,13 @@ def test_the_page_says_which_engine_answers(open_page, models, tiny_blocks, tmp_
     (warning,) = (w.value for w in page.warning if "engine" in w.value)
     assert "The keras engine answers, because the openvino engine does not load" in warning
     assert "damaged" in warning
+    assert any("not calibrated" in w.value for w in page.warning)
+
+
+def test_a_model_without_statistics_is_called_uncalibrated(models, caplog):
+    with caplog.at_level(logging.WARNING, "brainmri"):
+        load_classifier("tiny", models)
+    assert "tiny: not calibrated: no prediction sets" in caplog.text
 
 
 def test_without_openvino(models, tiny_blocks, monkeypatch):

@@ -318,7 +318,9 @@ def _line(row: dict[str, Any]) -> str:
         why = next(iter(colour_notes(row["colour_share"])), f"distance {row['ood_score']:.3g}")
         return f"{path}: rejected, not recognised as a brain MRI slice: {why}"
     shown = " ".join(f"{name} {p:.1%}" for name, p in row["probabilities"].items())
-    return f"{path}: {row['label'] or 'undecided'} ({shown}) {row['elapsed_ms']:.0f} ms"
+    members = ", ".join(row["prediction_set"])
+    said = row["label"] or (f"undecided between {members}" if members else "undecided, no class is likely enough")
+    return f"{path}: {said} ({shown}) {row['elapsed_ms']:.0f} ms"
 
 
 def _predict_archive(

@@ -30,6 +30,7 @@ from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, Explanation, MRI
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
 from brainmri.ui.inputs import pick_slice
+from brainmri.ui.results import undecided_reason
 from brainmri.ui.theme import class_title, plain, research_notice
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _show_answer(analysis: Analysis, given: str | None) -> None:
             scores = " · ".join(f"{CLASS_TITLES[n]} **{p:.1%}**" for n, p in analysis.probabilities.items())
             st.markdown(scores, width="content")
     if analysis.decision == "undecided":
-        st.caption(f"No class stands out enough. The largest score is that of {class_title(first).lower()}.")
+        st.caption(f"{undecided_reason(analysis.prediction_set)} The largest score is that of {class_title(first).lower()}.")
 
 
 def _confirm_rejected(case: Case) -> bool:

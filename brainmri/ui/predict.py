@@ -13,6 +13,7 @@ import numpy as np
 import streamlit as st
 
 from brainmri.errors import BrainMRIError, BusyError, StorageError
+from brainmri.inference import UNCALIBRATED
 from brainmri.model import list_models
 from brainmri.pipeline import analyse
 from brainmri.storage import save_record
@@ -63,9 +64,14 @@ def empty_state() -> None:
 
 
 def engine_notice(model_id: str) -> None:
-    """Say so where a slower engine answers than the one configured."""
-    if state.classifier_ready(model_id) and (reason := state.classifier(model_id).fallback_reason):
-        st.warning(plain(reason), icon=":material/speed:")
+    """Say so where a slower engine answers than the one configured, or a model that was not calibrated."""
+    if not state.classifier_ready(model_id):
+        return
+    classifier = state.classifier(model_id)
+    if classifier.fallback_reason:
+        st.warning(plain(classifier.fallback_reason), icon=":material/speed:")
+    if not classifier.rule.weights_sha256:
+        st.warning(plain(f"{model_id}: {UNCALIBRATED}"), icon=":material/straighten:")
 
 
 def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[list[Answer], list[tuple[str, str]]]:

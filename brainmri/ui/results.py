@@ -171,8 +171,7 @@ def show_decision(answer: Answer) -> None:
         st.error(f"**Not recognised as a brain MRI slice**  \n{reason}, so it gets no class.", icon=":material/block:")
     elif answer.decision == "undecided":
         st.warning(
-            "**Undecided**  \nAt 95 % coverage the model cannot narrow it down further than: "
-            f"**{class_list(answer.prediction_set)}**. The highest bar is not an answer.",
+            f"**Undecided**  \n{undecided_reason(answer.prediction_set)} The highest bar is not an answer.",
             icon=":material/help:",
         )
     else:
@@ -182,6 +181,13 @@ def show_decision(answer: Answer) -> None:
             st.header(class_title(label), anchor=False)
             st.markdown(f"Confidence **{answer.probabilities[label]:.1%}**")
             st.caption(f"95 % prediction set: {class_list(answer.prediction_set)}")
+
+
+def undecided_reason(prediction_set: Sequence[str]) -> str:
+    """Why there is no answer: several classes are in the 95 % set, or none is."""
+    if not prediction_set:
+        return "No class is likely enough to be an answer at 95 % coverage."
+    return f"At 95 % coverage the model cannot narrow it down further than: **{class_list(list(prediction_set))}**."
 
 
 def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[str] = ()) -> dict[str, Any]:
