@@ -1,0 +1,93 @@
+"""How well networks fit clean val and fresh views of their own training slices, side by side, into docs/model.md.
+
+    python scripts/training_fit.py runs/foundation/foundation.json models/vgg16-brainmri.json [--recipe release]
+
+No test split is read: this is for choosing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import f1_score, log_loss, roc_auc_score
+
+from brainmri import augment
+from brainmri.config import load_settings
+from brainmri.decision import softmax
+from brainmri.documents import write_tables
+from brainmri.model import load_network, logits_of, read_card
+from brainmri.training import draw_view, epoch_indices, load_recipe, load_training_set
+from brainmri.types import CLASS_NAMES, NO_TUMOR
+
+ROOT = Path(__file__).resolve().parent.parent
+NONE = CLASS_NAMES.index(NO_TUMOR)
+SIZE, N_VIEWS, DRAW = 128, 400, 99
+
+
+def main() -> None:
+    """Measure each card's network and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cards", type=Path, nargs="+")
+    parser.add_argument("--recipe", default="release", help="whose sources and views")
+    options = parser.parse_args()
+    recipe, root = load_recipe(options.recipe), load_settings().data.root
+    training, val = (load_training_set(recipe, root, split) for split in ("train", "val"))
+
+    index = epoch_indices(training, recipe, 0)[:N_VIEWS]
+    share = recipe.stages[-1].painted_away
+    drawn = [draw_view(training, recipe, int(i), (DRAW, k), SIZE, share) for k, i in enumerate(index)]
+    views, targets = (np.stack([view[k] for view in drawn]) for k in (0, 2))
+    unpainted = training.targets[index]
+    relabelled = (targets[:, NONE] == 1) != (unpainted[:, NONE] == 1)
+
+    rng = np.random.default_rng(0)
+    kaggle = val.source == recipe.sources[0].name
+    outlined = [i for i in val.outlined if kaggle[i]]
+    painted = {i: augment.counterfactual(val.images[i], val.masks[i], rng, away=True) for i in outlined}
+    painted = {i: image for i, image in painted.items() if image is not None}
+    y_true, tumour = val.targets.argmax(axis=1), val.targets[:, NONE] == 0
+
+    columns = {}
+    for path in options.cards:
+        network = load_network(read_card(path.stem, path.parent), path.parent)
+        logits = logits_of(network, np.stack([_at_size(image) for image in val.images]))
+        away = logits_of(network, np.stack([_at_size(image) for image in painted.values()]))
+        on_views = logits_of(network, views)
+        p, rows = softmax(logits.astype(float)), kaggle
+        right = targets[np.arange(len(targets)), on_views.argmax(axis=1)] == 1
+        figures = {
+            "clean val: accuracy": (logits.argmax(axis=1) == y_true)[rows].mean(),
+            "clean val: macro F1": f1_score(y_true[rows], logits[rows].argmax(axis=1), average="macro"),
+            "clean val: log loss before temperature": log_loss(y_true[rows], p[rows]),
+            "clean val: tumour AUC": roc_auc_score(tumour[rows], 1 - p[rows, NONE]),
+            "clean val, tumour painted away: likeliest class changes": (
+                away.argmax(axis=1) != logits[list(painted)].argmax(axis=1)
+            ).mean(),
+        }
+        for source in recipe.sources[1:]:
+            here = val.source == source.name
+            if 0 < tumour[here].sum() < here.sum():
+                figures[f"{source.name} val: tumour AUC"] = roc_auc_score(tumour[here], 1 - p[here, NONE])
+            else:
+                figures[f"{source.name} val: tumour or none right"] = ((p[here, NONE] < 0.5) == tumour[here]).mean()
+        figures["fresh views of training slices: right"] = right.mean()
+        figures["the same, painted away or pasted in"] = right[relabelled].mean()
+        columns[path.stem] = figures
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [
+        f"| {name} | " + " | ".join(f"{figures[name]:.3f}" for figures in columns.values()) + " |"
+        for name in next(iter(columns.values()))
+    ]
+    write_tables(ROOT / "docs" / "model.md", {"fit": "\n".join(lines)})
+
+
+def _at_size(image: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).convert("F").resize((SIZE, SIZE), Image.Resampling.BILINEAR)) / 255
+
+
+if __name__ == "__main__":
+    main()
