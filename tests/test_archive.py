@@ -78,6 +78,17 @@ def test_answers_are_those_of_predict(images, tmp_path, settings):
     assert (again.files, again.resumed_files, again.rows) == (43, 43, 0)
 
 
+def test_colour_is_in_the_results(tmp_path, settings):
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[:10] = (200, 100, 20)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    job = make_job(tmp_path, tmp_path / "results.parquet", settings, workers=1)
+    run_archive(job, workers=1)
+    (row,) = pd.read_parquet(tmp_path / "results.parquet").to_dict("records")
+    assert row["colour_share"] == pytest.approx(0.25)
+    assert row["notes"] == "the picture is in colour (25% of its pixels)"
+
+
 def test_killed_and_resumed(images, tmp_path, settings):
     """kill -9 of the whole job, twice, then once more to the end: nothing lost, nothing doubled, nothing done twice."""
     output = tmp_path / "results"

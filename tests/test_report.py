@@ -6,6 +6,8 @@ import re
 import time
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from fontTools.pens.recordingPen import RecordingPen
 from brainmri import patients, report, storage
 from brainmri.dicom import read_series
 from brainmri.errors import PermissionDeniedError, ReportError, StorageError
+from brainmri.imaging import colour_notes
 from brainmri.inference import load_classifier
 from brainmri.pdf_text import _HAN_SYSTEMS, TextSetter, _cjk_cmap, _cjk_font, _local_forms, _visual_order
 from brainmri.pipeline import analyse
-from brainmri.report_pdf import Content, code_text, render
+from brainmri.report_pdf import Content, _draw_answer, code_text, render
 from brainmri.types import Explanation
 
 SCRIPTS = {
@@ -256,6 +259,23 @@ def test_long_text_runs_over_pages_that_are_numbered(answers, case):
     _, _, record = case
     pdf = render(content_for(answers, record, findings="A line of findings. " * 400))
     assert len(re.findall(rb"/Type /Page\b(?!s)", pdf)) >= 2
+
+
+@pytest.mark.parametrize(("share", "reason"), [(0.4, "in colour (40% of its pixels)"), (0.0, "distance 4, limit 1")])
+def test_a_rejection_is_explained(share, reason):
+    record = SimpleNamespace(
+        decision="rejected",
+        label=None,
+        prediction_set=[],
+        notes=list(colour_notes(share)),
+        ood_score=4,
+        ood_threshold=1,
+    )
+    page = MagicMock()
+    _draw_answer(page, MagicMock(record=record, series_text=""))
+    said = page.paragraph.call_args_list[0].args[0]
+    assert reason in said
+    assert said.endswith("no class is given.")
 
 
 def test_heatmaps_add_pictures(answers, case):
