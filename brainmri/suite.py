@@ -56,9 +56,9 @@ SLICES_A_PATIENT = 13
 # --- fitting the decision rule --------------------------------------------------------------------------------------
 
 
-N_HEADS, N_MORE_HEADS, N_VIEWS, N_DRAWN, N_CT_VIEWS = 1400, 300, 700, 2400, 150
+N_HEADS, N_MORE_HEADS, N_VIEWS, N_DRAWN, N_CT_VIEWS = 1400, 300, 700, 3600, 150
 """What the gate is fitted to: one image a group of the training split, of every other collection, augmented views of
-them, drawn outliers, augmented views of head CT. Some 5,500 forward passes."""
+them, drawn outliers, augmented views of head CT. Some 6,700 forward passes."""
 
 
 def calibrate(
@@ -489,7 +489,7 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
     scores = {str(k): part["ood_score"].to_numpy(float) for k, part in predictions.groupby("kind")}
     extra: dict[str, Any] = {
         "key": runs.key_of(classifier, table),
-        "kinds": {k: _kind(predictions[predictions["kind"] == k], as_grey[as_grey["kind"] == k]) for k in scores}
+        "kinds": {k: _kind(predictions[predictions["kind"] == k], as_grey[as_grey["kind"] == k]) for k in scores},
     }
     head = predictions[predictions["kind"] == "head_t1"]
     if len(head):
