@@ -341,7 +341,7 @@ def measure_archive(
         bare: list[float] = []
         rates: list[float] = []
         for turn in range(turns):
-            bare.append(_bare_rate(settings, model_id, workers, Path(scratch) / "batch.npy", seconds))
+            bare.append(bare_rate(settings, model_id, workers, Path(scratch) / "batch.npy", seconds))
             job = make_job(
                 root, Path(scratch) / f"out{turn}", settings, model_id=model_id, workers=workers, chunk_files=64
             )
@@ -379,13 +379,24 @@ print(count / (time.perf_counter() - start), flush=True)
 """
 
 
-def _bare_rate(settings: Settings, model_id: str, workers: int, batch: Path, seconds: float) -> float:
-    """Images a second of that many engines at once, one thread each where there is a worker a core."""
+def bare_rate(
+    settings: Settings, model_id: str, workers: int, batch: Path, seconds: float, *, threads: int | None = None
+) -> float:
+    """Images a second of that many engines at once, each in a process of its own and fed one batch again and again.
+
+    Parameters
+    ----------
+    batch : path
+        ``.npy`` of network inputs, float32 (n, 128, 128, 3).
+    threads : int, optional
+        Of each engine; default its share of the cores.
+    """
     from brainmri.archive import available_cores
 
     root = str(Path(__file__).resolve().parent.parent)
-    threads = str(max(1, available_cores() // workers))
-    command = [sys.executable, "-c", _BARE, model_id, str(settings.model.directory), threads, str(batch), str(seconds)]
+    threads = threads or max(1, available_cores() // workers)
+    arguments = (model_id, settings.model.directory, threads, batch, seconds)
+    command = [sys.executable, "-c", _BARE, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": root}
     crew = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

@@ -154,6 +154,7 @@ def performance(machines: dict[str, Any]) -> dict[str, str]:
                 ("one worker", f"{ray['files_per_second']['1']:.1f} files/s"),
                 ("two workers", f"{ray['files_per_second']['2']:.1f} files/s"),
                 ("efficiency", f"{ray['efficiency']:.2f}"),
+                *([("the same of bare engines", f"{ray['bare_efficiency']:.2f}")] if "bare_efficiency" in ray else []),
             ],
         ),
     }
