@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 from collections.abc import Callable
 from email.utils import formatdate
@@ -218,7 +219,7 @@ def sign_in_page() -> None:
         st.title(f":material/neurology: {PRODUCT}", anchor=False)
         st.markdown(f"#### {TAGLINE}")
         with contextlib.suppress(DataError):  # the samples' anatomy is not installed: the door opens all the same
-            st.image(_strip(), width="stretch")
+            st.image(_strip(), width="stretch", output_format="PNG")
             st.caption(f"{' · '.join(CLASS_TITLES.values())}: synthetic samples, drawn by this program.")
         if chosen.guest:
             with st.container(horizontal=True, vertical_alignment="center"):
@@ -240,13 +241,15 @@ def sign_in_page() -> None:
 
 
 @functools.cache
-def _strip() -> Image.Image:
-    """The synthetic samples side by side."""
+def _strip() -> bytes:
+    """PNG of the synthetic samples side by side."""
     drawn = [samples()[name].slice.pixels for name in CLASS_TITLES]
     strip = Image.new("LA", (4 * 252 - 12, 240))
     for i, pixels in enumerate(drawn):
         strip.paste(Image.fromarray(pixels).resize((240, 240)).convert("LA"), (i * 252, 0))
-    return strip
+    buffer = io.BytesIO()
+    strip.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _sign_in_form() -> None:

@@ -165,7 +165,8 @@ def _samples(key: str) -> None:
     with st.container(horizontal=True, gap="small", key=f"{key}_sample_grid"):
         for label in CLASS_NAMES:
             with st.container(width=108, gap="xsmall"):
-                st.image(thumbnails[label], width="stretch", alt=synthetic.sample(label).title)
+                title = synthetic.sample(label).title
+                st.image(thumbnails[label], width="stretch", alt=title, output_format="PNG")  # as it is, no JPEG of it
                 st.button(
                     CLASS_TITLES[label].removesuffix(" tumour") if label != NO_TUMOR else CLASS_TITLES[label],
                     key=f"{key}.sample.{label}",

@@ -153,8 +153,9 @@ def show_answer(answer: Answer, *, history_link: bool = True) -> None:
         research_notice()
     with pictures:
         left, right = st.columns(2, wrap=False)
-        left.image(answer.original, caption="Original; the outline is the crop", width="stretch")
-        right.image(answer.network_view, caption="What the network saw", width="stretch")
+        # The format keeps Streamlit from making a JPEG of each picture again on every run.
+        left.image(answer.original, "Original; the outline is the crop", width="stretch", output_format="PNG")
+        right.image(answer.network_view, "What the network saw", width="stretch", output_format="PNG")
     with st.expander("Details", icon=":material/list_alt:"):
         text_table({name: [text] for name, text in answer.facts.items()})
 
@@ -267,8 +268,10 @@ def _distance(score: float, threshold: float) -> str:
 
 
 def _original(pixels: np.ndarray, transform: CropTransform, side: int) -> bytes:
-    """PNG of the image, shrunk to ``side``, with the crop's outline."""
-    image = Image.fromarray(pixels).convert("RGB") if max(pixels.shape) <= side else _shrunk(pixels, side)
+    """PNG of the image, shrunk to ``side``, with the crop's outline; of its 256 colours all but the last are grey."""
+    image = Image.fromarray(np.minimum(pixels, 254))
+    image.thumbnail((side, side))
+    image.putpalette([value for grey in range(255) for value in (grey, grey, grey)] + list(_OUTLINE))
     factor = image.width / pixels.shape[1]
     box = [v * factor for v in (transform.left, transform.top)]
     box += [v * factor for v in (transform.left + transform.side - 1, transform.top + transform.side - 1)]
@@ -276,14 +279,8 @@ def _original(pixels: np.ndarray, transform: CropTransform, side: int) -> bytes:
     line = max(1, round(max(image.size) / 220))
     limits = (image.width - 1, image.height - 1)
     clipped = [min(max(v, 0), limits[i % 2]) for i, v in enumerate(box)]
-    ImageDraw.Draw(image).rectangle(clipped, outline=_OUTLINE, width=line)
+    ImageDraw.Draw(image).rectangle(clipped, outline=255, width=line)
     return _png(image)
-
-
-def _shrunk(pixels: np.ndarray, side: int) -> Image.Image:
-    image = Image.fromarray(pixels)  # grey first: a large picture in colour costs three times the memory
-    image.thumbnail((side, side))
-    return image.convert("RGB")
 
 
 def _png(image: np.ndarray | Image.Image) -> bytes:
