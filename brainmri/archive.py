@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import types
 import uuid
@@ -41,6 +43,8 @@ MAX_ATTEMPTS = 4
 IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 
 Progress = Callable[["Summary"], None]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -304,12 +308,14 @@ class ChunkWorker:
 
         for path in files:
             try:
-                for number, mri_slice in enumerate(read(path), start=1):
-                    waiting.append((path, number, mri_slice))
-                    if len(waiting) >= BATCH_FILES:
-                        flush()
+                slices = read(path)
             except (BrainMRIError, OSError, _Poison) as error:
                 bad.append({"path": path, "error": type(error).__name__.lstrip("_"), "message": str(error)})
+                continue
+            for number, mri_slice in enumerate(slices, start=1):
+                waiting.append((path, number, mri_slice))
+                if len(waiting) >= BATCH_FILES:
+                    flush()
         flush()
         return rows, bad
 
@@ -331,7 +337,7 @@ def _reader(job: Job, isolated: bool) -> Iterator[Callable[[str], list[MRISlice]
         with lock:
             for _ in range(2):
                 if not pool:
-                    pool.append(ProcessPoolExecutor(1, mp_context=context))
+                    pool.append(ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent))
                 try:
                     with _no_main_module():  # the process starts with its first task
                         answer = pool[0].submit(read_file, job, path)
@@ -688,6 +694,9 @@ def _on_this_machine(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterato
                 connection.close()
                 process.join()
                 if chunk is not None:
+                    _log.warning(
+                        "a worker died; the %d files from %s on are tried again", len(chunk.files), chunk.files[0]
+                    )
                     attempts[chunk.name] = attempts.get(chunk.name, 0) + 1
                     if attempts[chunk.name] >= MAX_ATTEMPTS:
                         raise StorageError(
@@ -720,8 +729,23 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def _end_with_parent() -> None:
+    """Have this process end with the one that started it: a parent that is killed tells nobody.
+
+    What it was at is not lost, a part appears whole or not at all.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel])  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _work(connection: Connection, job: Job) -> None:
     """A worker process: chunks in, counts out; ends when the parent does."""
+    _end_with_parent()
     worker = ChunkWorker(job)
     while True:
         try:

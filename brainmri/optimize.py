@@ -23,7 +23,7 @@ import pandas as pd
 
 from brainmri.data import read_pixels, select_split
 from brainmri.decision import DecisionRule
-from brainmri.errors import DataError, EngineError
+from brainmri.errors import DataError, EngineError, ModelError
 from brainmri.imaging import as_network_batch, preprocess
 from brainmri.inference import (
     MAX_BATCH,
@@ -466,7 +466,11 @@ def optimise(
     if unknown := [p for p in precisions if p not in PRECISIONS]:
         raise EngineError(f"unknown precision '{unknown[0]}'; known: {', '.join(PRECISIONS)}")
     directory = Path(directory)
-    rule = DecisionRule.load(directory / f"{card.id}.npz", card.weights_sha256)
+    try:
+        rule = DecisionRule.load(directory / f"{card.id}.npz", card.weights_sha256)
+    except ModelError as error:  # of the weights before: they are calibrated with the engine that is made here
+        report(f"the likeliest class stands for the decision: {error}")
+        rule = DecisionRule()
     head = Head.load(card, directory)
     gate = gate_inputs(table)
     report(f"{len(gate)} images: clean val and its copies ({', '.join(CORRUPTIONS[1:])})")

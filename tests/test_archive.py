@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -164,6 +165,27 @@ def test_a_killed_worker_is_replaced_and_its_chunk_done_again(images, tmp_path, 
     assert killed[0].exitcode == -signal.SIGKILL
     assert (summary.files, summary.rows, summary.bad_files) == (43, 40, 3)
     check(pd.read_parquet(output), pd.read_parquet(output / "_bad"), images)
+
+
+def test_a_killed_parent_leaves_no_process(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from brainmri.archive import _end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    child.wait(30)
+    assert not child.is_running()
 
 
 def test_workers_that_always_die_end_the_job(images, tmp_path, settings, monkeypatch):

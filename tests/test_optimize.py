@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from brainmri import optimize
 from brainmri.cli import main
+from brainmri.decision import DecisionRule
 from brainmri.errors import DataError, EngineError
 from brainmri.inference import load_classifier
 from brainmri.model import read_card
@@ -117,7 +118,9 @@ def test_bf16_passes_and_is_installed(models, table, monkeypatch, slices):
     for limit in ("MIN_SAME_PEAK", "MIN_RANK_CORRELATION"):
         monkeypatch.setattr(optimize, limit, 0.0)  # random weights draw flat maps: any cell may be the peak
     monkeypatch.setattr(optimize, "time_engines", _bf16_is_fastest)
+    DecisionRule(weights_sha256="0" * 64).save(models / "tiny.npz")  # of the weights before: no obstacle
     card, default = optimize.optimise(read_card("tiny", models), models, table)
+    (models / "tiny.npz").unlink()
     written = json.loads((models / "tiny.json").read_text())["precision"]
     assert written == card.precision
     assert written["default"] == default

@@ -221,7 +221,9 @@ def _show_answer(analysis: Analysis, given: str | None) -> None:
             scores = " · ".join(f"{CLASS_TITLES[n]} **{p:.1%}**" for n, p in analysis.probabilities.items())
             st.markdown(scores, width="content")
     if analysis.decision == "undecided":
-        st.caption(f"{undecided_reason(analysis.prediction_set)} The largest score is that of {class_title(first).lower()}.")
+        st.caption(
+            f"{undecided_reason(analysis.prediction_set)} The largest score is that of {class_title(first).lower()}."
+        )
 
 
 def _confirm_rejected(case: Case) -> bool:
