@@ -156,7 +156,8 @@ def fill_evaluation(model_id: str) -> None:
 
 def main() -> None:
     """Write the tables between the markers."""
-    card_metrics = {}
+    settings = load_settings().model
+    card_metrics: dict[str, dict[str, float]] = {}
     rows = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
     for path in sorted((ROOT / "evaluations").glob("*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
@@ -166,13 +167,13 @@ def main() -> None:
         if not isinstance(flat.get("accuracy"), float):
             rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | – | – | – | – |")
             continue
-        card_metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
-        if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
-            card_metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
+        if metrics["model"]["id"] == settings.id:
+            card_metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
+            if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
+                card_metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
         rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | " + " | ".join(figures) + " |")
     write_tables(ROOT / "docs" / "model.md", {"figures": "\n".join(rows), "search": search_table()})
-    settings = load_settings().model
     fill_evaluation(settings.id)
     card = read_card(settings.id, settings.directory)
     write_card(
