@@ -1,7 +1,8 @@
 """Arrays in, numbers out: accuracy, ROC, calibration, conformal coverage, the gate, comparisons, all with intervals.
 
 Whatever cannot be computed is None in the numbers and has its reason under ``undefined``; nothing becomes zero in
-silence. Intervals are 95 % percentile bootstrap over groups (copies of a slice, slices of a patient), not images.
+silence. Intervals are 95 % percentile bootstrap over groups (copies of a slice, slices of a patient), not images; below
+``MIN_GROUPS`` groups there is none.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import pandas as pd
 
 from brainmri.decision import LEVELS, softmax
 from brainmri.errors import DataError, ModelError
-from brainmri.types import CLASS_NAMES, NO_TUMOR
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR
 
 N_BOOTSTRAP = 1000
+MIN_GROUPS = 10
+"""Fewer groups have no interval: resampling so few repeats what was seen, and what was right once is right for sure."""
 N_BINS = 15
 CURVE_POINTS = 200
 _NONE = CLASS_NAMES.index(NO_TUMOR)
@@ -60,13 +63,18 @@ class GroupBootstrap:
         where = np.ones(len(values), bool) if where is None else where
         sums = self.group_sums(np.stack([np.where(where, values, 0.0), where.astype(float)], axis=1))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.interval(sums[:, 0] / sums[:, 1])
+            return self.interval(sums[:, 0] / sums[:, 1], where)
 
-    def interval(self, replicates: np.ndarray) -> list[float] | None:
-        """2.5th and 97.5th percentile; None for fewer than two groups or where a replicate cannot be computed."""
+    def interval(self, replicates: np.ndarray, *parts: np.ndarray) -> list[float] | None:
+        """2.5th and 97.5th percentile of a measure.
+
+        None where fewer than ``MIN_GROUPS`` groups carry it (all, or those in one of ``parts``: masks of the images
+        that it counts) or where too many replicates cannot be computed.
+        """
         replicates = np.asarray(replicates, float)
         usable = replicates[np.isfinite(replicates)]
-        if self.n_groups < 2 or len(usable) < 0.9 * max(len(replicates), 1):
+        n_groups = min([self.n_groups, *(len(np.unique(self.codes[part])) for part in parts)])
+        if n_groups < MIN_GROUPS or len(usable) < 0.9 * max(len(replicates), 1):
             return None
         return [round(float(v), 6) for v in np.percentile(usable, (2.5, 97.5))]
 
@@ -274,8 +282,9 @@ def measure(
     labels = table["label"].to_numpy(str)
     probabilities = table[[f"p_{c}" for c in CLASS_NAMES]].to_numpy(np.float64)
     bootstrap = GroupBootstrap(table["group"], n_bootstrap, seed)
-    if bootstrap.n_groups < 2:
-        undefined["intervals"] = "all images belong to one group: there is nothing to resample"
+    if bootstrap.n_groups < MIN_GROUPS:
+        groups = "1 group" if bootstrap.n_groups == 1 else f"{bootstrap.n_groups} groups"
+        undefined["intervals"] = f"an interval needs {MIN_GROUPS} groups of images, and here is no more than {groups}"
     typed = np.isin(labels, CLASS_NAMES)
     result: dict[str, Any] = {
         "n": len(table),
@@ -290,6 +299,11 @@ def measure(
     result["calibration"] = _calibration(table, labels, probabilities, typed, bootstrap, undefined)
     result["conformal"] = _conformal(table, labels, typed, bootstrap, undefined)
     result["gate"] = _gate(table, labels, probabilities, typed, bootstrap, undefined)
+    if "intervals" not in undefined:
+        binary = {f"tumour_vs_none_{name}": span for name, span in result["tumour_vs_none"]["intervals"].items()}
+        for name, span in {**result["intervals"], **binary}.items():
+            if span is None:
+                undefined[f"interval_{name}"] = f"fewer than {MIN_GROUPS} groups of images carry it"
     if subgroups:
         result["subgroups"] = measure_subgroups(table, n_bootstrap=n_bootstrap, seed=seed)
     return result
@@ -324,29 +338,32 @@ def _classification(table, labels, probabilities, typed, bootstrap, undefined, i
     cells = np.zeros((len(labels), n_classes * n_classes), np.float32)
     cells[np.flatnonzero(typed), y_true[typed] * n_classes + y_pred[typed]] = 1
     replicates = bootstrap.group_sums(cells).reshape(-1, n_classes, n_classes)
-    for name, values, samples in (
-        ("precision", _ratio(np.diag(confusion), confusion.sum(axis=0)), _rates(replicates, 1)),
-        ("recall", _ratio(np.diag(confusion), support), _rates(replicates, 2)),
-        ("f1", _ratio(2 * np.diag(confusion), support + confusion.sum(axis=0)), _f1(replicates)),
+    of_class = [typed & (y_true == i) for i in range(n_classes)]
+    called = [typed & (y_pred == i) for i in range(n_classes)]
+    for name, values, samples, counted in (
+        ("precision", _ratio(np.diag(confusion), confusion.sum(axis=0)), _rates(replicates, 1), called),
+        ("recall", _ratio(np.diag(confusion), support), _rates(replicates, 2), of_class),
+        ("f1", _ratio(2 * np.diag(confusion), support + confusion.sum(axis=0)), _f1(replicates), of_class),
     ):
         for i, class_name in enumerate(CLASS_NAMES):
             entry = found["per_class"].setdefault(class_name, {"support": int(support[i])})
             known = support[i] > 0 and np.isfinite(values[i])
             entry[name] = _number(values[i]) if known else None
             if known:
-                intervals[f"{name}_{class_name}"] = bootstrap.interval(samples[:, i])
+                intervals[f"{name}_{class_name}"] = bootstrap.interval(samples[:, i], counted[i])
             elif support[i] == 0:
                 undefined[f"{name}_{class_name}"] = "no image of this class"
             else:
                 undefined[f"{name}_{class_name}"] = "no image was called this class"
     if absent:
-        reason = f"no image of {', '.join(absent)}: an average over four classes does not exist"
+        missing = ", ".join(CLASS_TITLES[c].lower() for c in absent)
+        reason = f"no image of {missing}: an average over four classes does not exist"
         undefined["balanced_accuracy"] = undefined["macro_f1"] = undefined["roc_auc_macro"] = reason
     else:
         found["balanced_accuracy"] = _number(_ratio(np.diag(confusion), support).mean())
-        intervals["balanced_accuracy"] = bootstrap.interval(_rates(replicates, 2).mean(axis=1))
+        intervals["balanced_accuracy"] = bootstrap.interval(_rates(replicates, 2).mean(axis=1), *of_class)
         found["macro_f1"] = _number(_ratio(2 * np.diag(confusion), support + confusion.sum(axis=0)).mean())
-        intervals["macro_f1"] = bootstrap.interval(_f1(replicates).mean(axis=1))
+        intervals["macro_f1"] = bootstrap.interval(_f1(replicates).mean(axis=1), *of_class)
     samples = np.full((bootstrap.n_replicates, n_classes), np.nan)
     for i, class_name in enumerate(CLASS_NAMES):
         if not 0 < support[i] < typed.sum():
@@ -355,11 +372,11 @@ def _classification(table, labels, probabilities, typed, bootstrap, undefined, i
         positive, score = (y_true == i)[typed], probabilities[typed, i]
         found["roc_auc"]["per_class"][class_name] = _number(roc_auc(positive, score)[0])
         samples[:, i] = np.concatenate([roc_auc(positive, score, w[:, typed]) for w in bootstrap.batches()])
-        intervals[f"roc_auc_{class_name}"] = bootstrap.interval(samples[:, i])
+        intervals[f"roc_auc_{class_name}"] = bootstrap.interval(samples[:, i], of_class[i], typed & ~of_class[i])
         found["curves"][class_name] = operating_curve(positive, score)
     if not absent:
         found["roc_auc"]["macro"] = _number(np.mean(list(found["roc_auc"]["per_class"].values())))
-        intervals["roc_auc_macro"] = bootstrap.interval(samples.mean(axis=1))
+        intervals["roc_auc_macro"] = bootstrap.interval(samples.mean(axis=1), *of_class)
     return found
 
 
@@ -400,7 +417,7 @@ def _tumour_against_none(labels, probabilities, bootstrap, undefined, threshold)
     if found["n_tumour"] and found["n_none"]:
         found["roc_auc"] = _number(roc_auc(positive[known], score[known])[0])
         samples = [roc_auc(positive[known], score[known], w[:, known]) for w in bootstrap.batches()]
-        found["intervals"]["roc_auc"] = bootstrap.interval(np.concatenate(samples))
+        found["intervals"]["roc_auc"] = bootstrap.interval(np.concatenate(samples), positive, known & ~positive)
         found["curve"] = operating_curve(positive[known], score[known])
     else:
         undefined["tumour_vs_none_roc_auc"] = "needs images with and without tumour"
@@ -530,7 +547,7 @@ def measure_subgroups(table: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP, se
                 score = 1 - p[known, _NONE]
                 row["tumour_roc_auc"] = _number(roc_auc(tumour[known], score)[0])
                 samples = [roc_auc(tumour[known], score, w[:, known]) for w in bootstrap.batches()]
-                row["tumour_roc_auc_interval"] = bootstrap.interval(np.concatenate(samples))
+                row["tumour_roc_auc_interval"] = bootstrap.interval(np.concatenate(samples), tumour, none)
             if "decision" in part.columns:
                 row["rejected_share"] = _number((part["decision"] == "rejected").mean())
             rows.append(row)

@@ -92,7 +92,8 @@ def robustness(
     Parameters
     ----------
     rows : DataFrame
-        With ``path``, ``file``, ``label`` and ``group``; a sample of ``n_images``, classes in proportion, is used.
+        With ``path``, ``file``, ``label`` and ``group``. All are answered untouched; a seeded sample of ``n_images``,
+        stratified by class and by whether that answer was right, is changed: so the curves start where all rows are.
     kept : callable, optional
         Takes a point's name and what computes it; may answer from an earlier run.
 
@@ -102,8 +103,8 @@ def robustness(
         Perturbation to points: ``severity``, ``n``, ``accuracy``, ``interval``, ``rejected_share``.
     """
     typed = rows[rows["label"].isin(CLASS_NAMES)]
-    share = min(1.0, n_images / max(len(typed), 1))
-    sample = typed.groupby("label").sample(frac=share, random_state=seed).reset_index(drop=True)
+    answered = kept("untouched, all", lambda: _answers(classifier, typed["file"]))
+    sample = stratified(typed.assign(right=np.array(answered) == typed["label"]), ["label", "right"], n_images, seed)
     images = [read_pixels(file) for file in sample["file"]]
     bootstrap = GroupBootstrap(sample["group"], 500, seed)
     total = (1 + sum(len(levels) for _, _, levels in PERTURBATIONS.values())) * len(sample)
@@ -139,12 +140,24 @@ def robustness(
     return found
 
 
+def stratified(rows: pd.DataFrame, by: list[str], n: int, seed: int = 0) -> pd.DataFrame:
+    """At most ``n`` random rows, every stratum with its share: each k-th row of the table, shuffled, then sorted."""
+    shuffled = rows.sample(frac=1, random_state=seed).sort_values(by, kind="stable")
+    steps = np.arange(min(n, len(rows))) + np.random.default_rng(seed).random()
+    return shuffled.iloc[(steps * len(rows) / max(len(steps), 1)).astype(int)].reset_index(drop=True)
+
+
 def _perturbation(change, severity: float, seed: int, name: str) -> Callable[[np.ndarray, str], np.ndarray]:
     return lambda image, path: change(image, severity, _rng(seed, path, name))
 
 
 def _rng(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng([seed, *(zlib.crc32(n.encode()) for n in names)])
+
+
+def _answers(classifier: Classifier, files: Sequence[str]) -> list[str]:
+    parts = (files[i : i + BATCH] for i in range(0, len(files), BATCH))
+    return [name for part in parts for name in _predict(classifier, [read_pixels(f) for f in part])["predicted"]]
 
 
 def _predict(classifier: Classifier, images: Sequence[np.ndarray]) -> pd.DataFrame:
@@ -368,7 +381,7 @@ def within_plane_auc(tumours: pd.DataFrame, none: pd.DataFrame, *, seed: int = 0
         samples = np.concatenate([roc_auc(positive, score, w) for w in bootstrap.batches()])
         found[str(plane)] = {
             "roc_auc": round(float(roc_auc(positive, score)[0]), 6),
-            "interval": bootstrap.interval(samples),
+            "interval": bootstrap.interval(samples, positive, ~positive),
             "n_tumour": int(positive.sum()),
             "n_none": int((~positive).sum()),
         }

@@ -131,7 +131,7 @@ def test_peak_in_mask_rate_counts_the_masked(classifier, masked_rows, tiny_model
     found = peak_in_mask_rate(classifier, masked_rows, directory=tiny_models)
     assert found["all"]["n"] == 6
     assert found["all"]["rate"] == pytest.approx(found["all"]["hits"] / 6, abs=1e-4)
-    assert 0 <= found["all"]["interval"][0] <= found["all"]["rate"] <= found["all"]["interval"][1] <= 1
+    assert found["all"]["interval"] is None  # of six groups
     assert found["right"]["n"] == sum(found[name]["n"] for name in ("glioma", "meningioma", "pituitary"))
     assert found["right"]["n"] <= 6
 

@@ -93,13 +93,24 @@ def test_robustness_takes_classes_in_proportion_and_goes_on_where_it_stopped(cla
     assert set(whole) == set(shortcuts.PERTURBATIONS)
     assert all(p["n"] == 20 for points in whole.values() for p in points)
     seen = classifier.engine.seen
-    assert seen == 20 * (1 + sum(len(v[2]) for v in shortcuts.PERTURBATIONS.values()))
+    assert seen == len(rows) + 20 * (1 + sum(len(v[2]) for v in shortcuts.PERTURBATIONS.values()))
     known = json.loads(kept.path.read_text())
     del known["gamma 0.4"]
     kept.path.write_text(json.dumps(known))
     again = shortcuts.robustness(classifier, rows, n_images=20, kept=suite._Kept(kept.path, "key"))
     assert classifier.engine.seen == seen + 20
     assert again == whole
+
+
+def test_a_sample_has_every_stratum_in_proportion():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"label": rng.choice(list("abcd"), 746), "right": rng.random(746) < 0.88})
+    for seed in range(5):
+        sample = shortcuts.stratified(rows, ["label", "right"], 200, seed)
+        assert len(sample) == 200
+        assert sample["right"].mean() == pytest.approx(rows["right"].mean(), abs=0.02)
+        assert (sample["label"].value_counts() - rows["label"].value_counts() * 200 / 746).abs().max() < 1.01
+    assert len(shortcuts.stratified(rows, ["label"], 1000)) == 746
 
 
 def test_what_was_kept_for_other_weights_is_not_used(tmp_path):
