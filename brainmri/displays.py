@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,38 @@ PALETTE = {
 }
 """Okabe & Ito's colours: told apart by colour-blind readers, on light and on dark."""
 
+_MEASURES = {"sensitivity": "#D55E00", "specificity": "#009E73"}
 _OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+
+
+_VALUES = {
+    "plane": {"ax": "axial", "co": "coronal", "sa": "sagittal"},
+    "mirrored": {"0": "no", "1": "yes"},
+    "sequence": {"flair": "FLAIR", "post": "after contrast"},
+    "kind": {"chest_xray": "chest X-ray", "head_ct": "head CT", "head_t1": "healthy head, T1", "photo": "photograph",
+             "synthetic": "synthetic sample"},
+    "decision": {"class": "a class", "undecided": "undecided", "rejected": "not a brain MRI"},
+}  # fmt: skip
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def class_title(name: str) -> str:
+    """A class id or ``tumour`` as a reader sees it."""
+    return CLASS_TITLES.get(name, "Tumour, type unknown" if name and name != NO_TUMOR else name)
+
+
+def value_title(column: str, value: str) -> str:
+    """A value of a column of predictions as a reader sees it."""
+    if column in ("label", "predicted"):
+        return class_title(value)
+    return _VALUES.get(column, {}).get(value, str(value).replace("_", " "))
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 # --- frames: what is drawn ------------------------------------------------------------------------------------------
@@ -94,38 +126,66 @@ def reliability_frame(metrics: dict[str, Any]) -> pd.DataFrame:
 
 
 def robustness_frame(metrics: dict[str, Any]) -> pd.DataFrame:
-    """``perturbation``, ``severity``, ``accuracy``, ``low``, ``high``, ``rejected_share``; severity 0 is untouched."""
+    """``perturbation``, ``severity``, ``n``, ``accuracy``, ``low``, ``high``, ``rejected_share``."""
     rows = []
     for kind, points in (metrics.get("robustness") or {}).items():
         for point in points:
             low, high = point["interval"] or (point["accuracy"], point["accuracy"])
-            rows.append({"perturbation": kind, "severity": point["severity"], "accuracy": point["accuracy"],
-                         "low": low, "high": high, "rejected_share": point["rejected_share"]})  # fmt: skip
-    return pd.DataFrame(rows, columns=["perturbation", "severity", "accuracy", "low", "high", "rejected_share"])
+            rows.append({"perturbation": kind, **{k: point[k] for k in ("severity", "n", "accuracy", "rejected_share")},
+                         "low": low, "high": high})  # fmt: skip
+    return pd.DataFrame(rows, columns=["perturbation", "severity", "n", "accuracy", "rejected_share", "low", "high"])
+
+
+def operating_frame(metrics: dict[str, Any]) -> pd.DataFrame:
+    """``threshold``, ``measure`` (sensitivity or specificity of tumour against none) and its ``value``."""
+    columns = ["threshold", "sensitivity", "specificity"]
+    frame = pd.DataFrame(metrics["tumour_vs_none"].get("curve") or {}, columns=columns).query("threshold <= 1")
+    return frame.melt("threshold", columns[1:], var_name="measure", value_name="value")
+
+
+SUBGROUP_MEASURES = {"accuracy": "accuracy", "tumour_roc_auc": "AUC, tumour against none"}
+
+
+def subgroup_frame(metrics: dict[str, Any], measure: str = "accuracy", column: str | None = None) -> pd.DataFrame:
+    """``title`` of the column, ``value`` and ``name`` (with n) in words, ``n``, ``n_groups``, the measure, its span."""
+    rows = []
+    for row in metrics.get("subgroups") or []:
+        if row.get(measure) is None or column not in (None, row["column"]):
+            continue
+        low, high = row.get(f"{measure}_interval") or (row[measure], row[measure])
+        value = value_title(row["column"], row["value"])
+        rows.append({**{k: row[k] for k in ("title", "n", "n_groups", measure)}, "value": value,
+                     "name": f"{value} (n = {row['n']:,})", "low": low, "high": high})  # fmt: skip
+    return pd.DataFrame(rows, columns=["title", "n", "n_groups", measure, "value", "name", "low", "high"])
 
 
 # --- matplotlib -----------------------------------------------------------------------------------------------------
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, Callable[..., Figure]]:
+    """The figures that the numbers allow: name -> what draws it (``metrics``, ``title``)."""
+    curves, binary = curve_frame(metrics), metrics["tumour_vs_none"].get("curve")
+    allowed = {
+        "confusion_matrix": (plot_confusion_matrix, metrics["n_typed"]),
+        "roc": (plot_roc, len(curves)),
+        "precision_recall": (plot_precision_recall, len(curves)),
+        "operating_point": (plot_operating_point, binary),
+        "reliability": (plot_reliability, metrics.get("calibration")),
+        "subgroups": (plot_subgroups, len(subgroup_frame(metrics))),
+        "robustness": (plot_robustness, metrics.get("robustness")),
+        "gate_trade_off": (plot_trade_off, metrics.get("trade_off")),
+    }
+    return {name: plot for name, (plot, has) in allowed.items() if has}
 
 
 def save_figures(metrics: dict[str, Any], directory: Path | str, *, title: str = "") -> list[Path]:
     """Write every figure that the numbers allow as PNG; returns the paths."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    drawn: dict[str, Figure] = {
-        "confusion_matrix": plot_confusion_matrix(metrics, title=title),
-        "roc": plot_roc(metrics, title=title),
-        "precision_recall": plot_precision_recall(metrics, title=title),
-    }
-    if metrics.get("calibration"):
-        drawn["reliability"] = plot_reliability(metrics, title=title)
-    if metrics.get("robustness"):
-        drawn["robustness"] = plot_robustness(metrics, title=title)
-    if metrics.get("trade_off"):
-        drawn["gate_trade_off"] = plot_trade_off(pd.DataFrame(metrics["trade_off"]), title=title)
     paths = []
-    for name, figure in drawn.items():
+    for name, plot in figures(metrics).items():
         paths.append(Path(directory) / f"{name}.png")
-        FigureCanvasAgg(figure).print_figure(paths[-1], dpi=150)
+        FigureCanvasAgg(plot(metrics, title=title)).print_figure(paths[-1], dpi=150)
     return paths
 
 
@@ -151,7 +211,7 @@ def plot_confusion_matrix(metrics: dict[str, Any], *, title: str = "") -> Figure
     ax = axes[0, 0]
     shown = ax.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=1)
     for (i, j), value in np.ndenumerate(share):
-        text = f"{counts[i, j]}" + (f"\n{value:.1%}" if np.isfinite(value) else "\n–")
+        text = f"{counts[i, j]}\n{value:.1%}" if np.isfinite(value) else "–"
         ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if value > 0.55 else "#222222")
     ax.set_xticks(range(len(names)), names, rotation=20, ha="right")
     ax.set_yticks(range(len(names)), names)
@@ -206,6 +266,37 @@ def plot_reliability(metrics: dict[str, Any], *, title: str = "") -> Figure:
     return figure
 
 
+def plot_operating_point(metrics: dict[str, Any], *, title: str = "") -> Figure:
+    """Sensitivity and specificity of tumour against none over the threshold; the one fixed on validation marked."""
+    figure, axes = _figure(6.4, 4.6, title)
+    ax = axes[0, 0]
+    for measure, part in operating_frame(metrics).groupby("measure", sort=False):
+        ax.plot(part["threshold"], part["value"], color=_MEASURES[measure], label=measure)
+    fixed = metrics["tumour_vs_none"]["threshold"]
+    if fixed is not None:
+        ax.axvline(fixed, color="#888888", linewidth=1, linestyle=":", label=f"fixed on validation ({fixed:.3f})")
+    ax.set(xlabel="threshold on 1 - p(no tumour)", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    ax.legend(frameon=False, fontsize=8, loc="lower center")
+    return figure
+
+
+def plot_subgroups(metrics: dict[str, Any], *, title: str = "") -> Figure:
+    """Accuracy in every subgroup: a dot with its interval a value, one panel a column of the table."""
+    parts = list(subgroup_frame(metrics).groupby("title", sort=False))
+    heights = [len(part) + 1.0 for _, part in parts]
+    figure, axes = _figure(7, 0.6 + 0.3 * sum(heights), title, rows=len(parts), sharex=True,
+                           height_ratios=heights)  # fmt: skip
+    for ax, (column, part) in zip(axes[:, 0], parts, strict=True):
+        spans = np.abs(part[["low", "high"]].to_numpy().T - part["accuracy"].to_numpy())
+        ax.errorbar(part["accuracy"], range(len(part)), xerr=spans, fmt="o", markersize=4, color="#0072B2")
+        ax.set_yticks(range(len(part)), part["name"])
+        ax.set_ylim(len(part) - 0.5, -0.5)
+        ax.set_xlim(0, 1.01)
+        ax.set_title(str(column).capitalize(), fontsize=9, loc="left")
+    axes[-1, 0].set_xlabel("accuracy")
+    return figure
+
+
 def plot_robustness(metrics: dict[str, Any], *, title: str = "") -> Figure:
     """Accuracy under each perturbation as it grows."""
     frame = robustness_frame(metrics)
@@ -220,17 +311,18 @@ def plot_robustness(metrics: dict[str, Any], *, title: str = "") -> Figure:
         ax.set_ylim(0, 1.02)
     for ax in list(axes.flat)[len(kinds) :]:
         ax.set_visible(False)
-    axes[0, 0].set_ylabel("accuracy")
+    axes[0, 0].set_ylabel(f"accuracy of a sample, n = {frame['n'].max():,}")
     return figure
 
 
-def plot_trade_off(frame: pd.DataFrame, *, title: str = "") -> Figure:
+def plot_trade_off(metrics: dict[str, Any], *, title: str = "") -> Figure:
     """What each gate threshold rejects of other pictures, against the brain MRI it turns away."""
+    frame = pd.DataFrame(metrics["trade_off"])
     figure, axes = _figure(6, 5, title)
     ax = axes[0, 0]
     for colour, (kind, part) in zip(_OTHERS, frame.groupby("kind", sort=False), strict=False):
         part = part.sort_values("wrongly_rejected")
-        ax.plot(part["wrongly_rejected"], part["rejected"], color=colour, label=str(kind).replace("_", " "))
+        ax.plot(part["wrongly_rejected"], part["rejected"], color=colour, label=value_title("kind", str(kind)))
     at = frame.loc[np.isclose(frame["threshold"], 1.0), "wrongly_rejected"]
     if len(at):
         ax.axvline(float(at.iloc[0]), color="#888888", linewidth=1, linestyle=":", label="threshold in use")
@@ -249,21 +341,29 @@ def chart_confusion_matrix(metrics: dict[str, Any], *, normalised: bool = False)
     frame = confusion_frame(metrics)
     order = list(dict.fromkeys(frame["true"]))
     frame["text"] = [
-        ("–" if np.isnan(s) else f"{s:.1%}") if normalised else f"{n:,}"
+        "–" if np.isnan(s) else f"{s:.1%}" if normalised else f"{n:,}"
         for n, s in zip(frame["n"], frame["share"], strict=True)
     ]
+    labels: dict[str, Any] = {
+        "labelOverlap": False,
+        "labelAngle": 0,
+        "labelFontSize": 10,
+        "labelExpr": "split(datum.label, ' ')",
+    }  # one word a line
     base = alt.Chart(frame).encode(
-        x=alt.X("predicted:N", sort=order, title="predicted", axis=alt.Axis(labelAngle=0, orient="top")),
-        y=alt.Y("true:N", sort=order, title="true"),
+        x=alt.X("predicted:N", sort=order, title="predicted", axis=alt.Axis(orient="top", **labels)),
+        y=alt.Y("true:N", sort=order, title="true", axis=alt.Axis(**labels)),
         tooltip=["true", "predicted", alt.Tooltip("n", format=","), alt.Tooltip("share", format=".1%")],
     )
     cells = base.mark_rect(cornerRadius=3).encode(
         color=alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=None)
     )
+    # A class without images has no shade: its dash must be seen on a light and on a dark page.
+    ink = alt.when("!isValid(datum.share)").then(alt.value("#8a8f98")).when("datum.share > 0.55")
     text = base.mark_text(fontSize=14).encode(
-        text="text", color=alt.condition("datum.share > 0.55", alt.value("white"), alt.value("#1f2937"))
+        text="text", color=ink.then(alt.value("white")).otherwise(alt.value("#1f2937"))
     )
-    return (cells + text).properties(height=300)
+    return (cells + text).properties(height=340)
 
 
 def _class_colour(frame: pd.DataFrame, legend_columns: int = 2):
@@ -358,17 +458,15 @@ def chart_operating_point(metrics: dict[str, Any], threshold: float) -> altair.C
     """Sensitivity and specificity of tumour against none over the threshold, with the chosen one marked."""
     import altair as alt
 
-    frame = pd.DataFrame(metrics["tumour_vs_none"]["curve"]).query("threshold <= 1")
-    long = frame.melt("threshold", ["sensitivity", "specificity"], var_name="measure", value_name="value")
     lines = (
-        alt.Chart(long)
+        alt.Chart(operating_frame(metrics))
         .mark_line()
         .encode(
             x=alt.X("threshold:Q", title="threshold on 1 - p(no tumour)", scale=alt.Scale(domain=[0, 1])),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1])),
             color=alt.Color(
                 "measure:N",
-                scale=alt.Scale(domain=["sensitivity", "specificity"], range=["#D55E00", "#009E73"]),
+                scale=alt.Scale(domain=list(_MEASURES), range=list(_MEASURES.values())),
                 legend=alt.Legend(title=None, orient="bottom"),
             ),
             tooltip=["measure", alt.Tooltip("threshold", format=".3f"), alt.Tooltip("value", format=".3f")],
@@ -384,7 +482,7 @@ def chart_robustness(metrics: dict[str, Any]) -> dict[str, altair.Chart]:
 
     charts = {}
     for name, part in robustness_frame(metrics).groupby("perturbation", sort=False):
-        base = alt.Chart(part).encode(x=alt.X("severity:Q", title=str(name)))
+        base = alt.Chart(part).encode(x=alt.X("severity:Q", title=f"{name} · n = {part['n'].max():,}"))
         y = alt.Scale(domain=[0, 1])
         band = base.mark_area(opacity=0.15, color="#0072B2").encode(
             y=alt.Y("low:Q", title=None, scale=y), y2=alt.Y2("high:Q", title=None)
@@ -393,6 +491,7 @@ def chart_robustness(metrics: dict[str, Any]) -> dict[str, altair.Chart]:
             y=alt.Y("accuracy:Q", title=None, scale=y),
             tooltip=[
                 "severity",
+                "n",
                 *(alt.Tooltip(f, format=".3f") for f in ("accuracy", "low", "high", "rejected_share")),
             ],
         )
@@ -400,11 +499,12 @@ def chart_robustness(metrics: dict[str, Any]) -> dict[str, altair.Chart]:
     return charts
 
 
-def chart_trade_off(frame: pd.DataFrame) -> altair.Chart:
+def chart_trade_off(metrics: dict[str, Any]) -> altair.Chart:
     """Rejected pictures of each kind against brain MRI wrongly rejected, at every gate threshold."""
     import altair as alt
 
-    shown = frame.assign(kind=frame["kind"].str.replace("_", " "))
+    shown = pd.DataFrame(metrics["trade_off"])
+    shown["kind"] = [value_title("kind", kind) for kind in shown["kind"]]
     lines = (
         alt.Chart(shown)
         .mark_line()
@@ -423,26 +523,18 @@ def chart_trade_off(frame: pd.DataFrame) -> altair.Chart:
     return (lines + mark).properties(height=360)
 
 
-def chart_subgroups(rows: list[dict[str, Any]], column: str, measure: str = "accuracy") -> altair.Chart:
+def chart_subgroups(metrics: dict[str, Any], column: str, measure: str = "accuracy") -> altair.Chart:
     """A dot with its interval per value of one subgroup column."""
     import altair as alt
 
-    frame = pd.DataFrame([r for r in rows if r["column"] == column and r.get(measure) is not None])
-    spans = frame[f"{measure}_interval"] if f"{measure}_interval" in frame else [None] * len(frame)
-    frame["low"], frame["high"] = zip(*[s or (v, v) for s, v in zip(spans, frame[measure], strict=True)], strict=True)
-    frame["name"] = [f"{v} (n = {n:,})" for v, n in zip(frame["value"], frame["n"], strict=True)]
-    base = alt.Chart(frame).encode(y=alt.Y("name:N", title=None, axis=alt.Axis(labelLimit=220)))
-    title = "AUC, tumour against none" if measure == "tumour_roc_auc" else measure
+    frame = subgroup_frame(metrics, measure, column)
+    names = alt.Axis(labelLimit=220, labelOverlap=False)
+    base = alt.Chart(frame).encode(y=alt.Y("name:N", title=None, sort=None, axis=names))
     rule = base.mark_rule(color="#0072B2").encode(
-        x=alt.X("low:Q", title=title, scale=alt.Scale(domain=[0, 1])), x2="high:Q"
+        x=alt.X("low:Q", title=SUBGROUP_MEASURES[measure], scale=alt.Scale(domain=[0, 1])), x2="high:Q"
     )
     dots = base.mark_point(filled=True, size=70, color="#0072B2").encode(
         x=f"{measure}:Q",
         tooltip=["value", "n", "n_groups", *(alt.Tooltip(f, format=".3f") for f in (measure, "low", "high"))],
     )
-    return (rule + dots).properties(height=max(60, 34 * len(frame)))
-
-
-def class_title(name: str) -> str:
-    """A class id or ``tumour`` as a reader sees it."""
-    return CLASS_TITLES.get(name, "Tumour, type unknown" if name and name != NO_TUMOR else name)
+    return (rule + dots).properties(height=34 * len(frame) + 80)

@@ -90,14 +90,17 @@ def test_runs_are_named_and_stand_side_by_side_clean_first(open_page, save):
     page = open_tab(open_page, "Classes")
     assert sorted(page.selectbox(key="evaluation.model").options) == ["other", "tiny"]
     assert page.selectbox(key="evaluation.model").value == "tiny"  # the model that answers comes first
-    table = page.dataframe[0].value
-    assert list(table["Data and split"])[:2] == ["brain_tumor_mri, clean test", "↳ figshare"]
-    assert "brain_tumor_mri, official test" in set(table["Data and split"])
+    table = page.table[0].value
+    assert list(table.index)[:2] == ["brain_tumor_mri, clean test", "↳ figshare"]
+    assert "brain_tumor_mri, official test" in set(table.index)
     low, high = run.metrics["intervals"]["accuracy"]
-    assert table["Accuracy"][0] == f"{run.metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-    assert table["Nearest neighbour"][0] == "0.600"
-    assert table["Nearest neighbour"][1] == "–"
-    assert "tiny · brain_tumor_mri · test · n = 160" in texts(page)
+    assert table["Accuracy"].iloc[0] == f"{run.metrics['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+    assert table["Nearest neighbour"].iloc[0] == "0.600"
+    assert table["Nearest neighbour"].iloc[1] == "–"
+    assert "tiny · brain_tumor_mri · clean test · n = 160" in texts(page)
+    assert runs.open_run(run.directory.parent / "tiny-official-test").title == (
+        "tiny · brain_tumor_mri · official test · n = 160"
+    )
     assert metric(page, "Accuracy") == f"{run.metrics['accuracy']:.3f}"
 
 
@@ -108,10 +111,13 @@ def test_every_tab_opens(open_page, save):
 
 
 def test_what_is_undefined_says_why(open_page, save):
-    save("br35h", tumours_only())
+    run = save("br35h", tumours_only())
     for name in evaluation._TABS:
         page = open_tab(open_page, name)
-        assert metric(page, "Accuracy") == "undefined"
+        cards = {m.label: m.value for m in page.metric}
+        assert cards["Tumours found"] == f"{run.metrics['tumour_vs_none']['called']['sensitivity']:.3f}"
+        assert cards["Rejected as no brain MRI"] == "0.000"
+        assert "Accuracy" not in cards
         assert "undefined because no image has one of the four classes" in texts(page)
 
 
@@ -122,8 +128,16 @@ def tumours_only() -> pd.DataFrame:
 def test_a_run_with_two_classes_has_no_average_of_four(open_page, save):
     save("lgg-test", predictions(labels=("glioma", "notumor")), data="lgg", column="split")
     page = open_tab(open_page, "Classes")
-    assert metric(page, "Macro AUC") == "undefined"
-    assert "an average over four classes does not exist" in texts(page)
+    assert "Macro AUC" not in {m.label for m in page.metric}
+    shown = texts(page).replace("\\", "")
+    assert "no image of meningioma, pituitary tumour: an average over four classes does not exist" in shown
+
+
+def test_one_image_a_class_has_no_interval_and_says_why(open_page, save):
+    save("clean-test", predictions(4).assign(group=range(4)))
+    page = open_tab(open_page, "Classes")
+    assert "No intervals: an interval needs 10 groups of images" in texts(page)
+    assert not next(m.delta for m in page.metric if m.label == "Accuracy")
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -194,7 +208,7 @@ def test_errors_have_pictures_where_the_data_set_is(open_page, save, app_setting
     page = open_tab(open_page, "Errors")
     assert "pictures appear here" not in texts(page)
     assert surest.split("/")[-1].removesuffix(".png") in texts(page)
-    assert page.dataframe[1].value["path"].iloc[0] == surest
+    assert page.dataframe[0].value["path"].iloc[0] == surest
 
 
 def test_errors_can_be_filtered(open_page, save):
@@ -202,7 +216,10 @@ def test_errors_can_be_filtered(open_page, save):
     page = open_tab(open_page, "Errors")
     page.selectbox(key=f"evaluation.true.{run.id}").set_value("glioma")
     page.run()
-    assert set(page.dataframe[1].value["label"]) == {"glioma"}
+    shown = page.dataframe[0].value
+    assert set(shown["label"]) == {"Glioma"}
+    assert set(shown["plane"]) <= {"axial", "coronal", "sagittal"}
+    assert set(shown["set_95"]) <= {"Meningioma", "No tumour", "Pituitary tumour"}
 
 
 def test_a_path_that_leaves_the_data_set_shows_nothing(save, app_settings, monkeypatch, make_user):
@@ -247,11 +264,12 @@ def test_gate_and_shortcuts_come_from_the_runs_that_hold_them(open_page, save):
     assert "every threshold of the gate" in texts(page)
     assert "95.0%" in set(page.dataframe[-1].value["Rejected"])
     page = open_tab(open_page, "Shortcuts")
-    rows = page.dataframe[-1].value.set_index("Question")["Figure"]
+    rows = page.table[-1].value["Figure"]
     assert len(rows) == 13
     assert rows.filter(like="Tumour painted away (the mirrored half)").iloc[0] == "0.700 [0.600, 0.800]"
-    assert rows.filter(like="flair").iloc[0] == "0.910 [0.800, 0.950]"
+    assert rows.filter(like="FLAIR").iloc[0] == "0.910 [0.800, 0.950]"
     assert rows.filter(like="head blanked out: AUC").iloc[0] == "0.700"
+    assert "clean test · n = 160: n = 9, every class" in texts(page).replace("\\", "")
 
 
 def test_two_runs_are_compared_on_the_same_images(open_page, save):
@@ -268,21 +286,45 @@ def test_two_runs_are_compared_on_the_same_images(open_page, save):
     assert len(page.dataframe[-1].value) == len(expected["changed"]) > 0
 
 
-def test_runs_without_a_common_image_are_refused_in_words(open_page, save):
+def test_only_runs_of_the_same_data_and_split_are_offered(open_page, save):
     save("clean-test", predictions())
-    save("lgg-test", predictions(40).assign(path=[f"x{i}" for i in range(40)]), data="lgg", column="split")
+    save("official-test", predictions(), column="official_split")
+    save("lgg-test", predictions(40), data="lgg", column="split")
     page = open_tab(open_page, "Compare")
-    page.selectbox[-1].set_value("tiny-lgg-test")
+    assert "No other run is of brain_tumor_mri, clean test" in texts(page).replace("\\", "")
+    assert "--split-column clean_split --split test --name brain_tumor_mri" in page.code[0].value
+    save("clean-test", predictions().assign(path=[f"x{i}" for i in range(160)]), model="other")
+    page = open_tab(open_page, "Compare")
+    assert page.selectbox[-1].options == ["other · brain_tumor_mri · clean test · n = 160"]
+    page.selectbox[-1].set_value("other-clean-test")
     page.run()
-    assert "no image in common" in page.error[0].value
+    assert "no image in common" in page.info[-1].value
+    assert not page.error
 
 
 def test_figures_export_as_png(save):
-    content = evaluation.figures(save("clean-test", predictions()))
+    run = save("clean-test", predictions())
+    content = evaluation.figures(run)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = set(archive.namelist())
-        assert {"roc.png", "confusion_matrix.png", "precision_recall.png", "reliability.png"} <= names
+        assert set(archive.namelist()) == {f"{name}.png" for name in displays.figures(run.metrics)}
+        assert set(displays.figures(run.metrics)) == {
+            "confusion_matrix", "roc", "precision_recall", "operating_point", "reliability", "subgroups"
+        }  # fmt: skip
         assert Image.open(archive.open("roc.png")).format == "PNG"
+
+
+def test_figures_with_nothing_to_show_are_left_out(open_page, save):
+    run = save("br35h", tumours_only())
+    assert displays.figures(run.metrics) == {}
+    assert next(b.disabled for b in open_tab(open_page, "Export").get("download_button") if "PNG" in b.proto.label)
+
+
+def test_cells_of_a_class_without_images_show_a_dash():
+    metrics = measure(predictions(90, labels=("glioma", "notumor", "meningioma")), n_bootstrap=10)
+    sent = displays.chart_confusion_matrix(metrics).to_dict()
+    (cells,) = sent["datasets"].values()
+    assert {c["text"] for c in cells if c["true"] == "Pituitary tumour"} == {"–"}
+    assert "–" not in {c["text"] for c in cells if c["true"] != "Pituitary tumour"}
 
 
 def test_damaged_predictions_are_an_error_in_words(open_page, save):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
 from brainmri.types import CLASS_TITLES
 from brainmri.ui import state
 from brainmri.ui.pictures import find_picture, thumbnail
-from brainmri.ui.theme import class_title, plain
+from brainmri.ui.theme import plain
 
 if TYPE_CHECKING:
     import altair
@@ -31,15 +32,10 @@ _MEASURES = {
     "baseline": "Nearest neighbour",
     "tumour_roc_auc": "AUC, tumour or none",
     "sensitivity": "Tumours found",
-    "specificity": "None called none",
-    "accuracy_decided": "Accuracy, decided",
+    "specificity": "No tumour recognised",
     "rejected_share": "Rejected",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "roc_auc_macro": "Macro AUC",
-    "ece": "ECE",
-    "coverage_95": "95 % sets cover",
 }
+"""Columns of the table of all runs: as many as a page is wide; the rest stands in each run's tabs."""
 
 
 def show() -> None:
@@ -58,9 +54,8 @@ def show() -> None:
         )
         return
     run, same_model = _choose(found)
-    _side_by_side(run, same_model)
-    st.divider()
     _headline(run)
+    _side_by_side(same_model)
     tabs = st.tabs(list(_TABS), key="evaluation.tab", on_change="rerun")
     sections = (_classes, _tumour, _probabilities, _gate, _errors, _subgroups, _shortcuts, _compare, _export)
     for tab, section in zip(tabs, sections, strict=True):
@@ -119,31 +114,24 @@ def _choose(found: list[Run]) -> tuple[Run, list[Run]]:
     return by_id[chosen], own
 
 
-def _side_by_side(run: Run, own: list[Run]) -> None:
-    st.subheader("All runs of this model, side by side", anchor=False)
+def _side_by_side(own: list[Run]) -> None:
     table = side_by_side(own)
     shown = pd.DataFrame({"Data and split": table["data"], "n": [f"{n:,.0f}" for n in table["n"]]})
     for name, title in _MEASURES.items():
         if name in table and table[name].notna().any():
             spans = table.get(f"{name}_interval", pd.Series([None] * len(table)))
             shown[title] = [_with_interval(v, s) for v, s in zip(table[name], spans, strict=True)]
-    config: dict[str, Any] = {c: st.column_config.TextColumn(width=150) for c in shown if _has_interval(shown[c])}
-    config["Data and split"] = st.column_config.TextColumn(pinned=True)
-    st.dataframe(shown, hide_index=True, column_config=config, height=35 * (len(shown) + 1) + 3)
-    st.caption(
-        "95 % intervals by bootstrap over groups (copies of a slice, slices of a patient), not images. The clean split "
-        "leads: most official test images of the Kaggle set show a slice that its training folder holds too, so the "
-        "official figure measures memory. Nearest neighbour is what the label of the most similar training thumbnail "
-        "reaches; a model that is not far above it has learned nothing that can be shown here. A dash: undefined or "
-        "not computed there."
-    )
-    weights = {r.metrics["model"]["weights_sha256"] for r in own}
-    if len(weights) > 1:
+    with st.expander("All runs of this model, side by side", icon=":material/table_rows:"):
+        st.table(shown.set_index("Data and split"))
+        st.caption(
+            "95 % intervals by bootstrap over groups (copies of a slice, slices of a patient), not images. The clean "
+            "split leads: most official test images of the Kaggle set show a slice that its training folder holds too, "
+            "so the official figure measures memory. Nearest neighbour is what the label of the most similar training "
+            "thumbnail reaches; a model that is not far above it has learned nothing that can be shown here. A dash: "
+            "undefined or not computed there."
+        )
+    if len({r.metrics["model"]["weights_sha256"] for r in own}) > 1:
         st.warning("These runs are not all of the same weights: evaluate again.", icon=":material/warning:")
-
-
-def _has_interval(column: pd.Series) -> bool:
-    return bool(column.str.contains("[", regex=False).any())
 
 
 def _with_interval(value: Any, interval: Any) -> str:
@@ -157,41 +145,58 @@ def _with_interval(value: Any, interval: Any) -> str:
 
 
 def _headline(run: Run) -> None:
-    m = run.metrics
+    """What this run measures; what it cannot measure is listed below with the reason."""
+    m, undefined = run.metrics, run.metrics["undefined"]
     st.subheader(run.title, anchor=False)
-    intervals, binary = m["intervals"], m["tumour_vs_none"]
+    binary, gate, spans = m["tumour_vs_none"], m.get("gate") or {}, m["intervals"]
+    two_sided = binary["roc_auc"] is not None
+    figures = [
+        ("Accuracy", m["accuracy"], spans.get("accuracy")),
+        ("Macro AUC", m["roc_auc"]["macro"], spans.get("roc_auc_macro")),
+        ("AUC, tumour or none", binary["roc_auc"], binary["intervals"].get("roc_auc")),
+    ]
+    if not two_sided:
+        figures += [
+            ("Tumours found", binary["called"]["sensitivity"], binary["intervals"].get("called_sensitivity")),
+            ("No tumour recognised", binary["called"]["specificity"], binary["intervals"].get("called_specificity")),
+        ]
+    figures += [
+        ("Accuracy of what was decided", gate.get("accuracy_decided"), gate.get("accuracy_decided_interval")),
+        ("Decided", gate.get("decided_share"), gate.get("decided_interval")),
+    ]
+    if not m["n_typed"]:
+        figures.insert(0, ("Rejected as no brain MRI", gate.get("rejected_share"), gate.get("rejected_interval")))
     with st.container(horizontal=True, gap="small"):
-        _metric("Accuracy", m["accuracy"], intervals.get("accuracy"), m["undefined"].get("accuracy"))
-        _metric(
-            "Macro AUC",
-            m["roc_auc"]["macro"],
-            intervals.get("roc_auc_macro"),
-            m["undefined"].get("roc_auc_macro") or m["undefined"].get("roc_auc"),
-        )
-        _metric(
-            "AUC, tumour or none",
-            binary["roc_auc"],
-            binary["intervals"].get("roc_auc"),
-            m["undefined"].get("tumour_vs_none_roc_auc"),
-        )
-        gate = m.get("gate") or {}
-        _metric(
-            "Accuracy of what was decided",
-            gate.get("accuracy_decided"),
-            gate.get("accuracy_decided_interval"),
-            m["undefined"].get("accuracy_decided") or m["undefined"].get("accuracy") or m["undefined"].get("gate"),
-        )
-        _metric("Decided", gate.get("decided_share"), gate.get("decided_interval"), m["undefined"].get("gate"))
-    if m["undefined"]:
-        with st.expander(f"{len(m['undefined'])} figures are undefined here", icon=":material/block:"):
-            for name, reason in m["undefined"].items():
-                st.markdown(f"- **{plain(name.replace('_', ' '))}**: undefined because {plain(reason)}")
+        for title, value, interval in figures:
+            if value is not None:
+                _metric(title, value, interval)
+        if not m["n_typed"] and binary.get("tumour_groups"):
+            groups = f"{binary['tumour_groups_found']:,} of {binary['tumour_groups']:,}"
+            st.metric("Groups whose tumour is found", groups, border=True, width="content", help=_GROUPS)
+    if "intervals" in undefined:
+        st.caption(f"No intervals: {_words(undefined['intervals'])}.")
+    if undefined:
+        title = f"{displays.counted(len(undefined), 'figure')} undefined here"
+        with st.expander(title, icon=":material/block:"):
+            for name, reason in undefined.items():
+                st.markdown(f"- **{_words(name.replace('_', ' '))}**: undefined because {_words(reason)}")
+
+
+_GROUPS = "A group (copies of a slice, slices of a patient) counts when most of its images are called tumour."
+
+
+def _words(text: str) -> str:
+    """Names of figures and reasons in a run, with classes as a reader knows them."""
+    for name, title in CLASS_TITLES.items():
+        text = re.sub(rf"\b{name}\b(?! tumour)", title.lower(), text)
+    return plain(text.replace("roc auc", "AUC"))
 
 
 def _metric(title: str, value: float | None, interval: Any = None, reason: str | None = None) -> None:
     """A figure with its interval, or that it is undefined and why."""
     if value is None:
-        st.metric(title, "undefined", border=True, width="content", help=f"Undefined because {reason or 'of no data'}.")
+        why = _words(reason or "of no data")
+        st.metric(title, "undefined", border=True, width="content", help=f"Undefined because {why}.")
         return
     span = f"95 %: {interval[0]:.3f} – {interval[1]:.3f}" if interval else None
     st.metric(title, f"{value:.3f}", delta=span, delta_color="off", delta_arrow="off", border=True, width="content")
@@ -199,7 +204,7 @@ def _metric(title: str, value: float | None, interval: Any = None, reason: str |
 
 def _undefined(run: Run, *names: str) -> None:
     reasons = [run.metrics["undefined"][n] for n in names if n in run.metrics["undefined"]]
-    because = f": undefined because {plain(reasons[0])}" if reasons else ""
+    because = f": undefined because {_words(reasons[0])}" if reasons else ""
     st.info(f"Nothing to draw here{because}.", icon=":material/block:")
 
 
@@ -215,7 +220,7 @@ def _classes(run: Run, found: list[Run]) -> None:
     if not m["n_typed"]:
         _undefined(run, "accuracy")
         return
-    left, right = st.columns([4, 5], gap="large")
+    left, right = st.columns([3, 2], gap="large")
     with left:
         st.markdown("**Confusion matrix**")
         how = st.segmented_control(
@@ -227,25 +232,18 @@ def _classes(run: Run, found: list[Run]) -> None:
         )
         _chart(displays.chart_confusion_matrix(m, normalised=how == "Share of the true class"))
     with right:
-        st.markdown("**Classification report**")
-        rows = []
-        for name, row in m["per_class"].items():
-            cells: dict[str, Any] = {"Class": CLASS_TITLES[name]}
-            for key in ("precision", "recall", "f1"):
-                cells[key.capitalize()] = _with_interval(row[key], m["intervals"].get(f"{key}_{name}"))
-            auc = m["roc_auc"]["per_class"][name]
-            cells["AUC"] = _with_interval(auc, m["intervals"].get(f"roc_auc_{name}"))
-            rows.append(cells | {"Images": f"{row['support']:,}"})
-        st.dataframe(
-            pd.DataFrame(rows), hide_index=True, column_config={"Class": st.column_config.TextColumn(pinned=True)}
-        )
-        for title, value, name in (
-            ("Balanced accuracy", m["balanced_accuracy"], "balanced_accuracy"),
-            ("Macro F1", m["macro_f1"], "macro_f1"),
-        ):
-            shown = _with_interval(value, m["intervals"].get(name)) if value is not None else "undefined"
-            reason = f" because {plain(m['undefined'][name])}" if value is None and name in m["undefined"] else ""
-            st.markdown(f"{title}: **{shown}**{reason}")
+        for title, name in (("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "macro_f1")):
+            _metric(title, m[name], m["intervals"].get(name), m["undefined"].get(name))
+    st.markdown("**Classification report**")
+    rows = []
+    for name, row in m["per_class"].items():
+        cells: dict[str, Any] = {"Class": CLASS_TITLES[name]}
+        for key in ("precision", "recall", "f1"):
+            cells[key.capitalize()] = _with_interval(row[key], m["intervals"].get(f"{key}_{name}"))
+        auc = m["roc_auc"]["per_class"][name]
+        cells["AUC"] = _with_interval(auc, m["intervals"].get(f"roc_auc_{name}"))
+        rows.append(cells | {"Images": f"{row['support']:,}"})
+    st.table(pd.DataFrame(rows).set_index("Class"))
     if not m["curves"]:
         _undefined(run, "roc_auc_macro")
         return
@@ -363,25 +361,21 @@ def _probabilities(run: Run, found: list[Run]) -> None:
     if not conformal:
         _undefined(run, "conformal_0.95")
         return
-    rows_ = []
-    for level, row in conformal.items():
-        sizes = row["set_sizes"]
-        rows_.append(
-            {
-                "Level": f"{float(level):.0%}",
-                "Coverage": _with_interval(row["coverage"], row["coverage_interval"]),
-                "Mean size": _with_interval(row["mean_set_size"], row["mean_set_size_interval"]),
-                **{f"{k} classes" if k != "1" else "1 class": f"{n:,}" for k, n in sizes.items()},
-                **{
-                    f"Covers {CLASS_TITLES[c].lower()}": _with_interval(v, None)
-                    for c, v in row["coverage_per_class"].items()
-                },
-            }
-        )
-    st.dataframe(
-        pd.DataFrame(rows_), hide_index=True, column_config={"Level": st.column_config.TextColumn(pinned=True)}
-    )
+    columns = {f"{float(level):.0%} sets": _sets(row) for level, row in conformal.items()}
+    st.table(pd.DataFrame(columns))
     st.caption("The 95 % set decides: exactly one class is an answer, more than one or none is “undecided”.")
+
+
+def _sets(row: dict[str, Any]) -> dict[str, str]:
+    """One level's sets, a line a figure."""
+    sizes = {f"Sets of {k} class{'' if k == '1' else 'es'}": f"{n:,}" for k, n in row["set_sizes"].items()}
+    covers = row["coverage_per_class"].items()
+    return {
+        "Coverage": _with_interval(row["coverage"], row["coverage_interval"]),
+        "Mean size": _with_interval(row["mean_set_size"], row["mean_set_size_interval"]),
+        **{f"Covers {CLASS_TITLES[c].lower()}": _with_interval(v, None) for c, v in covers},
+        **sizes,
+    }
 
 
 def _gate(run: Run, found: list[Run]) -> None:
@@ -411,11 +405,15 @@ def _gate(run: Run, found: list[Run]) -> None:
     st.markdown(f"**What every threshold of the gate would cost and bring** · {plain(holder.title)}")
     left, right = st.columns([3, 2], gap="large")
     with left:
-        _chart(displays.chart_trade_off(pd.DataFrame(holder.metrics["trade_off"])))
+        _chart(displays.chart_trade_off(holder.metrics))
         st.caption("The dashed line is the threshold in use, fixed on clean validation images.")
     with right:
         rows = [
-            {"Kind": kind.replace("_", " "), "n": f"{row['n']:,}", "Rejected": f"{row['rejected_share']:.1%}"}
+            {
+                "Kind": displays.value_title("kind", kind),
+                "n": f"{row['n']:,}",
+                "Rejected": f"{row['rejected_share']:.1%}",
+            }
             for kind, row in holder.metrics.get("kinds", {}).items()
         ]
         if "clean_test_rejected" in holder.metrics:
@@ -427,7 +425,7 @@ def _gate(run: Run, found: list[Run]) -> None:
                 }
             )
         st.dataframe(pd.DataFrame(rows), hide_index=True)
-        st.caption("head t1: slices of a healthy head from another scanner; synthetic: the samples. Both should pass.")
+        st.caption("The slices of a healthy head are from another scanner; they and the synthetic samples should pass.")
 
 
 def _other(run: Run, found: list[Run], key: str) -> Run | None:
@@ -469,19 +467,21 @@ def _errors(run: Run, found: list[Run]) -> None:
     if decided:
         keep &= (wrong["decision"] == "class").to_numpy()
     shown = wrong[keep].reset_index(drop=True)
-    st.caption(f"{len(shown):,} of {len(wrong):,} wrong answers, the surest first.")
+    st.caption(f"{len(shown):,} of {displays.counted(len(wrong), 'wrong answer')}, the surest first.")
     if shown.empty:
         return
     config: dict[str, Any] = {
         "p_predicted": st.column_config.ProgressColumn("p(called)", min_value=0, max_value=1, format="%.3f"),
         "p_label": st.column_config.NumberColumn("p(true)", format="%.3f"),
-        "ood_score": st.column_config.NumberColumn("gate score", format="%.2f"),
+        "ood_score": st.column_config.NumberColumn(
+            "distance", format="%.2f", help="From the training data, as the gate measures it; rejected beyond 1."
+        ),
         "path": st.column_config.TextColumn("image", pinned=True, width="medium"),
         "label": "true",
         "predicted": "called",
         "set_95": "95 % set",
     }
-    st.dataframe(shown, hide_index=True, column_config=config, height=280)
+    st.dataframe(_in_words(shown), hide_index=True, column_config=config, height=280)
     pages = -(-len(shown) // ERRORS_A_PAGE)
     number = (
         st.number_input(f"Pictures, page of {pages:,}", 1, pages, 1, key=f"evaluation.page.{run.id}", width=220)
@@ -498,6 +498,19 @@ def _errors(run: Run, found: list[Run]) -> None:
         )
         return
     _gallery(part, files)
+
+
+def _in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of predictions with classes, planes, decisions and sets as a reader knows them."""
+    table = table.copy()
+    for column in ("label", "predicted", "first", "second", "plane", "sequence", "decision"):
+        if column in table:
+            kind = "label" if column in ("first", "second") else column
+            table[column] = [displays.value_title(kind, str(value)) for value in table[column]]
+    if "set_95" in table:
+        sets = (str(value).split("|") if value else [] for value in table["set_95"])
+        table["set_95"] = [" or ".join(map(displays.class_title, names)) or "none" for names in sets]
+    return table
 
 
 def _gallery(part: pd.DataFrame, files: list[Path | None]) -> None:
@@ -525,28 +538,31 @@ def _subgroups(run: Run, found: list[Run]) -> None:
         "By", list(titles), format_func=lambda c: titles[c].capitalize(), key=f"evaluation.subgroup.{run.id}"
     )
     part = [row for row in rows if row["column"] == column]
-    measures = {"accuracy": "Accuracy", "tumour_roc_auc": "AUC, tumour or none"}
+    measures = displays.SUBGROUP_MEASURES
     usable = [m for m in measures if any(row.get(m) is not None for row in part)]
     if usable:
-        measure = right.selectbox("Measure", usable, format_func=measures.__getitem__, key="evaluation.measure")
-        _chart(displays.chart_subgroups(rows, column, measure))
+        measure = right.selectbox(
+            "Measure", usable, format_func=lambda m: measures[m][:1].upper() + measures[m][1:], key="evaluation.measure"
+        )
+        _chart(displays.chart_subgroups(run.metrics, column, measure))
     table = pd.DataFrame(
         [
             {
-                titles[column].capitalize(): class_title(row["value"]) if column == "label" else row["value"],
+                titles[column].capitalize(): displays.value_title(column, row["value"]),
                 "n": f"{row['n']:,}",
                 "Groups": f"{row['n_groups']:,}",
                 "Accuracy": _with_interval(row["accuracy"], row["accuracy_interval"]),
                 "Tumours found": _with_interval(row["sensitivity"], None),
-                "None called none": _with_interval(row["specificity"], None),
+                "No tumour recognised": _with_interval(row["specificity"], None),
                 "AUC, tumour or none": _with_interval(row["tumour_roc_auc"], row["tumour_roc_auc_interval"]),
                 "Rejected": f"{row['rejected_share']:.1%}" if row.get("rejected_share") is not None else "–",
             }
             for row in part
         ]
     )
-    st.dataframe(table, hide_index=True)
-    st.caption("A dash: undefined because this subgroup lacks images with, or without, a tumour or a known type.")
+    table = table.set_index(table.columns[0])
+    st.table(table.loc[:, (table != "–").any()])
+    st.caption("A dash, or no column: undefined, as these images lack ones with, or without, a tumour or a known type.")
 
 
 # --- shortcuts and robustness -----------------------------------------------------------------------------------------
@@ -560,16 +576,7 @@ def _shortcuts(run: Run, found: list[Run]) -> None:
         st.caption(f"From the run {plain(holder.title)}.")
     rows = [*_within_source(run, found, panel), *_counterfactuals(panel), *_blind(panel)]
     if rows:
-        table = pd.DataFrame(rows)
-        st.dataframe(
-            table,
-            hide_index=True,
-            height=35 * (len(table) + 1) + 3,
-            column_config={
-                "Figure": st.column_config.TextColumn(pinned=True),
-                "Question": st.column_config.TextColumn(width=430),
-            },
-        )
+        st.table(pd.DataFrame(rows).set_index("Question"))
         st.caption(
             "Painted away counts as changed when the answer becomes no tumour or undecided. The rows “Sees only …” are "
             "about the data and not about this network: they say how much can be had without seeing a brain."
@@ -590,7 +597,11 @@ def _shortcuts(run: Run, found: list[Run]) -> None:
             icon=":material/info:",
         )
         return
-    st.caption(f"{plain(holder.title)}; the share of a sample that is called right, with 95 % intervals over groups.")
+    sample = next(iter(holder.metrics["robustness"].values()))[0]["n"]
+    st.caption(
+        f"A sample of the run {plain(holder.title)}: n = {sample:,}, every class with its share. Drawn is the share of "
+        "the sample that is called right, with 95 % intervals over groups."
+    )
     with st.container(horizontal=True, gap="small"):
         for chart in displays.chart_robustness(holder.metrics).values():
             with st.container(width=300):
@@ -598,7 +609,7 @@ def _shortcuts(run: Run, found: list[Run]) -> None:
 
 
 def _row(question: str, value: str, n: Any, meaning: str) -> dict[str, str]:
-    return {"Figure": value, "Question": question, "n": f"{n:,}" if isinstance(n, int) else str(n), "Good is": meaning}
+    return {"Question": question, "Figure": value, "n": f"{n:,}" if isinstance(n, int) else str(n), "Good is": meaning}
 
 
 def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[dict[str, str]]:
@@ -618,7 +629,7 @@ def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[di
     for name, row in (sequences or {}).items():
         rows.append(
             _row(
-                f"Tumour or none within one source (TCGA LGG, {name}): AUC",
+                f"Tumour or none within one source (TCGA LGG, {displays.value_title('sequence', name)}): AUC",
                 _with_interval(row["roc_auc"], row["interval"]),
                 row["n"],
                 "near 1; 0.5 is chance",
@@ -627,7 +638,7 @@ def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[di
     for plane, row in (panel.get("within_plane") or {}).items():
         rows.append(
             _row(
-                f"Tumour or none within one plane ({_PLANES.get(plane, plane)}): AUC",
+                f"Tumour or none within one plane ({displays.value_title('plane', plane)}): AUC",
                 _with_interval(row["roc_auc"], row["interval"]),
                 row["n_tumour"] + row["n_none"],
                 "near 1",
@@ -654,7 +665,6 @@ def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[di
     return rows
 
 
-_PLANES = {"ax": "axial", "co": "coronal", "sa": "sagittal"}
 _METHODS = {
     "diffusion": "diffusion",
     "mirror": "the mirrored half",
@@ -736,11 +746,21 @@ def _compared(first: tuple[str, str], second: tuple[str, str]) -> dict[str, Any]
 
 def _compare(run: Run, found: list[Run]) -> None:
     data = run.metrics["data"]
-    others = [r for r in found if r.id != run.id]
-    others.sort(key=lambda r: (r.metrics["data"]["name"] != data["name"], r.metrics["data"]["split"] != data["split"]))
+    others = [
+        r
+        for r in found
+        if r.id != run.id and all(r.metrics["data"].get(k) == data.get(k) for k in ("name", "split_column", "split"))
+    ]
     if not others:
         st.info(
-            "There is only one run. Evaluate another model on the same images, then compare.", icon=":material/info:"
+            f"No other run is of {plain(data['name'])}, {run.split_title}. Evaluate another model on the same images:",
+            icon=":material/info:",
+        )
+        column = f" --split-column {data['split_column']}" if data.get("split_column") not in (None, "split") else ""
+        st.code(
+            f"brainmri evaluate --model OTHER --manifest {data.get('manifest') or 'images.csv'}{column} "
+            f"--split {data['split']} --name {data['name']} --output {run.directory.parent.name}/other",
+            language="bash",
         )
         return
     by_id = {r.id: r for r in others}
@@ -756,9 +776,16 @@ def _compare(run: Run, found: list[Run]) -> None:
         st.caption("McNemar's exact test and a paired bootstrap over groups, on the images that both runs have.")
         return
     second = by_id[chosen]
-    result = _compared(_key(run), _key(second))
+    for each in (run, second):
+        _predictions(*_key(each))  # damaged ones are an error; runs that do not match are none
+    try:
+        result = _compared(_key(run), _key(second))
+    except DataError as error:
+        st.info(plain(str(error)), icon=":material/info:")
+        return
     st.markdown(
-        f"First: **{plain(run.title)}**  \nSecond: **{plain(second.title)}**  \n{result['n']:,} images in common"
+        f"First: **{plain(run.title)}**  \nSecond: **{plain(second.title)}**  \n"
+        f"{displays.counted(result['n'], 'image')} in common"
     )
     with st.container(horizontal=True, gap="small"):
         _metric("Accuracy, first", result["accuracy"]["first"])
@@ -768,15 +795,15 @@ def _compare(run: Run, found: list[Run]) -> None:
         st.metric("Only second right", f"{result['only_second_right']:,}", border=True, width="content")
         st.metric("McNemar's p", f"{result['mcnemar_p']:.3g}", border=True, width="content")
     changed = result["changed"]
-    st.markdown(f"**{len(changed):,} images are called differently**")
+    st.markdown(f"**Called differently: {displays.counted(len(changed), 'image')}**")
     if changed.empty:
         return
     probability = {
-        name: st.column_config.NumberColumn(f"p({name.removeprefix('p_')})", format="%.3f")
+        name: st.column_config.NumberColumn(f"its p, {name.removeprefix('p_')}", format="%.3f")
         for name in ("p_first", "p_second")
     }
     st.dataframe(
-        changed,
+        _in_words(changed),
         hide_index=True,
         height=320,
         column_config=probability | {"label": "true", "path": st.column_config.TextColumn(pinned=True)},
@@ -814,6 +841,8 @@ def _export(run: Run, found: list[Run]) -> None:
             "application/zip",
             icon=":material/image:",
             on_click="ignore",
+            disabled=not displays.figures(run.metrics),
+            help="Every figure that this run's numbers allow.",
         )
         st.download_button(
             "Metrics (JSON)",
