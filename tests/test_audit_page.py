@@ -126,7 +126,7 @@ def test_a_new_audit_runs_beside_the_page_and_is_saved(open_page, data, app_sett
     page = open_page(PAGE, "reader")
     press(page, "Audit the data set anew")
     assert not page.exception
-    for _ in range(100):
+    for _ in range(600):
         if (app_settings.evaluation.directory / "audit-brain-tumor-mri/audit.json").is_file():
             break
         time.sleep(0.1)

@@ -15,6 +15,7 @@ import streamlit as st
 from brainmri import audit as auditing
 from brainmri.audit import Audit
 from brainmri.data import read_folder
+from brainmri.displays import counted
 from brainmri.errors import BrainMRIError
 from brainmri.ui import state
 from brainmri.ui.pictures import find_picture, thumbnail
@@ -217,8 +218,8 @@ def _counts(found: Audit) -> None:
     for leak in s["leaks"]:
         share = leak["images"] / leak["of"]
         st.markdown(
-            f"**{leak['images']:,} of {leak['of']:,} images ({share:.0%}) of {plain(leak['split'])}** show a slice "
-            f"that is in {plain(leak['also_in'])} too."
+            f"**{leak['images']:,} of {counted(leak['of'], 'image')} ({share:.0%}) of {plain(leak['split'])}** show a "
+            f"slice that is in {plain(leak['also_in'])} too."
         )
     classes = sorted({c for leak in s["leaks"] for c in leak["classes"]})
     table = [
@@ -236,6 +237,20 @@ def _counts(found: Audit) -> None:
 
 def _metric(title: str, value: int, what: str | None = None) -> None:
     st.metric(title, f"{value:,}", border=True, width="content", help=what)
+
+
+_PAIR_COLUMNS = {
+    "first": "First picture",
+    "split_first": "Its split",
+    "label_first": "Its class",
+    "second": "Second picture",
+    "split_second": "Split of the second",
+    "label_second": "Class of the second",
+    "kind": "Kind",
+    "orientation": "Orientation",
+    "correlation": "Correlation",
+    "detail_correlation": "Correlation of detail",
+}
 
 
 def _pairs(found: Audit) -> None:
@@ -259,7 +274,7 @@ def _pairs(found: Audit) -> None:
         shown = shown[shown["kind"] == kinds]
     if order != "As found":
         shown = shown.sort_values("detail_correlation", ascending=order.startswith("Least"), kind="stable")
-    st.caption(f"{len(shown):,} direct links. Copies of copies are in one group without a link of their own.")
+    st.caption(f"{counted(len(shown), 'direct link')}. Copies of copies are in one group without a link of their own.")
     if shown.empty:
         return
     pages = -(-len(shown) // PAIRS_A_PAGE)
@@ -277,19 +292,10 @@ def _pairs(found: Audit) -> None:
             "BRAINMRI_DATA).",
             icon=":material/image_not_supported:",
         )
-    columns = [
-        "first",
-        "split_first",
-        "label_first",
-        "second",
-        "split_second",
-        "label_second",
-        "kind",
-        "orientation",
-        "correlation",
-        "detail_correlation",
-    ]
-    st.dataframe(shown[columns].head(2000), hide_index=True, height=260)
+    named = shown[list(_PAIR_COLUMNS)].head(2000)
+    for side in ("first", "second"):
+        named[f"label_{side}"] = [class_title(label) for label in named[f"label_{side}"]]
+    st.dataframe(named, hide_index=True, column_config=dict(_PAIR_COLUMNS), height=260)
     st.download_button(
         "All links (CSV)",
         lambda: pairs.to_csv(index=False).encode(),
@@ -384,14 +390,14 @@ def _split(found: Audit) -> None:
 def _files(found: Audit) -> None:
     s = found.summary
     st.markdown(
-        f"**{s['sizes']['distinct']:,} different sizes**; the commonest: "
+        f"**{counted(s['sizes']['distinct'], 'size')}**; the commonest: "
         + ", ".join(f"{size} ({n:,})" for size, n in s["sizes"]["commonest"].items())
     )
     left, right = st.columns(2)
-    left.markdown(f"**{len(s['unreadable'])} unreadable files**")
+    left.markdown(f"**{counted(len(s['unreadable']), 'unreadable file')}**")
     if s["unreadable"]:
         left.dataframe(pd.DataFrame(s["unreadable"]), hide_index=True)
-    right.markdown(f"**{s['sizes']['n_odd']} odd sizes**")
+    right.markdown(f"**{counted(s['sizes']['n_odd'], 'odd size')}**")
     if s["sizes"]["odd"]:
         right.dataframe(pd.DataFrame(s["sizes"]["odd"]), hide_index=True, height=300)
 
@@ -410,5 +416,5 @@ def _method(found: Audit) -> None:
         "finds them."
     )
     took = f"{cost['seconds']:.0f} s, {cost['cpu_seconds']:.0f} s of processor time"
-    st.caption(f"{took}, on {cost['cpu_count']} cores; {cost['peak_memory_mb']:,.0f} MB.")
+    st.caption(f"{took}, on {counted(cost['cpu_count'], 'core')}; {cost['peak_memory_mb']:,.0f} MB.")
     link("pages/explore/evaluation.py", "What the leaks do to a model's figures")
