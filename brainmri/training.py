@@ -109,6 +109,9 @@ class Recipe(_Strict):
     ----------
     continues : str or None
         The recipe whose finished model this one starts from, batch norm put back (`model.unfold_batch_norm`).
+    start_share : float
+        What ships is the mean of the trained weights and those that it started from, which weigh this much [2]_: along
+        the line between them lie networks that are right where either is.
     imagenet_blocks : tuple of int
         Blocks that start from ImageNet; the others start from He's initialisation.
     frozen_blocks : tuple of int
@@ -138,6 +141,7 @@ class Recipe(_Strict):
     ----------
     .. [1] Alexandari, Kundaje & Shrikumar, "Maximum Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label
        Shift Adaptation", ICML 2020.
+    .. [2] Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022, arXiv:2109.01903.
     """
 
     name: str
@@ -145,6 +149,7 @@ class Recipe(_Strict):
     sources: tuple[Source, ...]
     stages: tuple[Stage, ...]
     continues: str | None = None
+    start_share: float = Field(0.0, ge=0, le=1)
     imagenet_blocks: tuple[int, ...] = ()
     frozen_blocks: tuple[int, ...] = ()
     normalised_blocks: tuple[int, ...] = ()
@@ -448,11 +453,11 @@ def train(
     if run.state["stage"] == len(recipe.stages):  # finished before: only the network is asked for
         network = _build(recipe, len(recipe.stages) - 1)
         network.load_weights(run.checkpoint(len(recipe.stages) - 1))
-        return _finish(recipe, network, lambda: load_training_set(recipe, data_root, "val", loading))
+        if recipe.start_share and start is None:
+            start = _train_before(recipe, data_root, run, weights, report)
+        return _finish(recipe, network, start, lambda: load_training_set(recipe, data_root, "val", loading))
     if recipe.continues and start is None:
-        before = run.directory / recipe.continues
-        begun = (before / "state.json").exists()
-        start = train(load_recipe(recipe.continues), data_root, before, weights=weights, resume=begun, report=report)
+        start = _train_before(recipe, data_root, run, weights, report)
     data = load_training_set(recipe, data_root, "train", loading)
     held_out = load_training_set(recipe, data_root, "val", loading)
     keras.utils.set_random_seed(recipe.seed)
@@ -461,15 +466,27 @@ def train(
         for number in range(run.state["stage"], len(recipe.stages)):
             network = _start_stage(recipe, number, run, weights, start, data)
             _fit_stage(recipe, number, network, data, held_out, run, report)
-        return _finish(recipe, network, lambda: held_out)
+        return _finish(recipe, network, start, lambda: held_out)
     finally:
         keras.mixed_precision.set_global_policy("float32")
 
 
-def _finish(recipe: Recipe, network, held_out: Callable[[], TrainingSet]):
+def _train_before(recipe: Recipe, data_root: Path, run: _Run, weights: str, report):
+    """The finished network of the recipe that this one continues, in a folder of its name; trained where it is not."""
+    folder = run.directory / str(recipe.continues)
+    begun = (folder / "state.json").exists()
+    if run.history() and not begun:
+        raise ConfigError(f"{run.directory}: was started from a model that is not in it; name it again with --start")
+    return train(load_recipe(str(recipe.continues)), data_root, folder, weights=weights, resume=begun, report=report)
+
+
+def _finish(recipe: Recipe, network, start, held_out: Callable[[], TrainingSet]):
     from brainmri.model import fold_batch_norm
 
     plain = fold_batch_norm(network)
+    if share := recipe.start_share:
+        both = zip(plain.get_weights(), start.get_weights(), strict=True)
+        plain.set_weights([(1 - share) * trained + share * before for trained, before in both])
     if recipe.bias_correction:
         correct_bias(plain, held_out(), recipe)
     return plain

@@ -251,6 +251,15 @@ def test_a_recipe_may_continue_another(collection, tmp_path, monkeypatch):
         training.train(recipe, collection.parent, tmp_path / "killed", report=stop)
     resumed = training.train(recipe, collection.parent, tmp_path / "killed", resume=True)
     np.testing.assert_allclose(resumed.get_weights()[0], whole.get_weights()[0], atol=1e-5)
+    fast = recipe.model_copy(update={"stages": (recipe.stages[0].model_copy(update={"learning_rate": 1e-3}),)})
+    trained = training.train(fast, collection.parent, tmp_path / "fast", start=before)
+    mean = training.train(
+        fast.model_copy(update={"start_share": 0.25}), collection.parent, tmp_path / "mean", start=before
+    )
+    for a, b, c in zip(mean.get_weights(), trained.get_weights(), before.get_weights(), strict=True):
+        np.testing.assert_allclose(a, 0.75 * b + 0.25 * c, atol=1e-5)
+    with pytest.raises(ConfigError, match="name it again with --start"):
+        training.train(fast.model_copy(update={"start_share": 0.25}), collection.parent, tmp_path / "mean", resume=True)
     larger = _recipe(collection, continues="first", stages=[{"input_size": 64, "epochs": 1, "learning_rate": 1e-3}])
     with pytest.raises(ConfigError, match="starts at 64 px"):
         training.train(larger, collection.parent, tmp_path / "larger", start=before)
