@@ -48,7 +48,7 @@ def save(app_settings):
         folder.mkdir(parents=True)
         table.to_parquet(folder / runs.PREDICTIONS_FILE)
         said = {"id": model, "weights_sha256": "0" * 64, "engine": "openvino", "precision": "f32", "temperature": 0.8}
-        where = {"name": data, "split_column": column, "split": split}
+        where = {"name": data, "manifest": column and "manifest.csv", "split_column": column, "split": split}
         measured = measure(table, tumour_threshold=0.3, n_bootstrap=20)
         metrics = {"model": said, "data": where, **measured, "created": f"2026-01-01T00:00:00 {part}", **extra}
         runs.write_metrics(folder, metrics)
@@ -293,6 +293,8 @@ def test_only_runs_of_the_same_data_and_split_are_offered(open_page, save):
     page = open_tab(open_page, "Compare")
     assert "No other run is of brain_tumor_mri, clean test" in texts(page).replace("\\", "")
     assert "--split-column clean_split --split test --name brain_tumor_mri" in page.code[0].value
+    strange = save("out-of-distribution", tumours_only().assign(label=""), column=None, split="all")
+    assert evaluation._how_to_evaluate(strange).endswith("--suite data --only out-of-distribution")
     save("clean-test", predictions().assign(path=[f"x{i}" for i in range(160)]), model="other")
     page = open_tab(open_page, "Compare")
     assert page.selectbox[-1].options == ["other · brain_tumor_mri · clean test · n = 160"]

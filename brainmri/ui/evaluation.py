@@ -744,6 +744,18 @@ def _compared(first: tuple[str, str], second: tuple[str, str]) -> dict[str, Any]
     return compare(_predictions(*first), _predictions(*second))
 
 
+def _how_to_evaluate(run: Run) -> str:
+    """The command that makes another model's run of the same images."""
+    data, part = run.metrics["data"], run.id.removeprefix(f"{run.metrics['model']['id']}-")
+    if not data.get("manifest"):
+        return f"brainmri evaluate --model OTHER --suite data --only {part}"
+    return (
+        f"brainmri evaluate --model OTHER --manifest {data['name']}/{data['manifest']} "
+        f"--split-column {data['split_column']} --split {data['split']} --name {data['name']} "
+        f"--output {run.directory.parent.name}/OTHER-{part}"
+    )
+
+
 def _compare(run: Run, found: list[Run]) -> None:
     data = run.metrics["data"]
     others = [
@@ -756,12 +768,7 @@ def _compare(run: Run, found: list[Run]) -> None:
             f"No other run is of {plain(data['name'])}, {run.split_title}. Evaluate another model on the same images:",
             icon=":material/info:",
         )
-        column = f" --split-column {data['split_column']}" if data.get("split_column") not in (None, "split") else ""
-        st.code(
-            f"brainmri evaluate --model OTHER --manifest {data.get('manifest') or 'images.csv'}{column} "
-            f"--split {data['split']} --name {data['name']} --output {run.directory.parent.name}/other",
-            language="bash",
-        )
+        st.code(_how_to_evaluate(run), language="bash")
         return
     by_id = {r.id: r for r in others}
     chosen = st.selectbox(
