@@ -187,11 +187,11 @@ def test_several_frames_are_a_series(app_settings, tmp_path):
 
 @pytest.mark.parametrize(
     ("members", "said"),
-    [(["glioma", "pituitary"], "undecided between glioma, pituitary ("), ([], "undecided, no class is likely enough (")],
+    [(["glioma", "pituitary"], "undecided between glioma, pituitary"), ([], "undecided, no class is likely enough")],
 )
 def test_a_line_says_between_what_it_is_undecided(members, said):
     row = {"path": "a.png", "decision": "undecided", "label": None, "prediction_set": members, "elapsed_ms": 1.0}
-    assert predict._line(row | {"probabilities": {"glioma": 0.6, "pituitary": 0.4}}).startswith(f"a.png: {said}")
+    assert predict._line(row | {"probabilities": {"glioma": 0.6, "pituitary": 0.4}}).startswith(f"a.png: {said} (")
 
 
 def test_an_empty_folder_is_an_error(app_settings, tmp_path):

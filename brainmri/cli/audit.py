@@ -50,7 +50,7 @@ def audit(
     summary = found.summary
     typer.echo(f"{summary['n_readable']} images show {summary['n_groups']} different slices")
     for kind, count in summary["pairs"].items():
-        typer.echo(f"  {kind}: {count} pairs")
+        typer.echo(f"  {kind}: {count} {'pair' if count == 1 else 'pairs'}")
     for leak in summary["leaks"]:
         typer.echo(f"{leak['images']} of {leak['of']} images of '{leak['split']}' are in '{leak['also_in']}' too")
     typer.echo(f"{len(summary['label_conflicts'])} slices with copies under different labels")
