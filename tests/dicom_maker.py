@@ -39,7 +39,7 @@ def dataset(values: np.ndarray | None = None, **tags) -> FileDataset:
         "Modality": "MR",
         "ImageType": ["ORIGINAL", "PRIMARY", "M"],
         "PatientName": "Müller^Johanna Maria",
-        "PatientID": "HOSPITAL-4711",
+        "PatientID": "HOSPITAL-K4711Q",
         "PatientBirthDate": "19610203",
         "PatientSex": "F",
         "StudyDate": "20240405",
