@@ -286,8 +286,9 @@ class ChunkWorker:
     def classifier(self):
         """Loaded when first asked for."""
         if self._classifier is None:
-            from brainmri.inference import load_classifier
+            from brainmri.inference import load_classifier, one_thread_for_numpy
 
+            one_thread_for_numpy()
             chosen = self.job.settings.model
             self._classifier = load_classifier(
                 self.job.model_id, chosen.directory, chosen.engine, threads=self.job.threads

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from brainmri.errors import BusyError
-from brainmri.inference import MAX_BATCH, Classifier
+from brainmri.inference import MAX_BATCH, Classifier, one_thread_for_numpy
 
 
 class BatchingClassifier(Classifier):
@@ -31,6 +31,7 @@ class BatchingClassifier(Classifier):
 
     def __init__(self, classifier: Classifier, *, max_batch: int = MAX_BATCH, queue_size: int = 256):
         super().__init__(classifier.card, classifier.engine, classifier.rule, classifier.fallback_reason)
+        one_thread_for_numpy()
         self.max_batch = max_batch
         self.queue_size = max(queue_size, max_batch)
         self._inner = classifier

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from brainmri.errors import BusyError
 from brainmri.inference import Classifier, load_classifier
@@ -61,6 +62,12 @@ def test_answers_are_those_of_the_plain_classifier(make, tiny_models, slices):
         np.testing.assert_allclose(prediction.logits, expected[i % len(slices)].logits, atol=1e-3)
         assert prediction.decisions == expected[i % len(slices)].decisions
     assert batching.fallback_reason == "why"
+
+
+def test_numpy_leaves_the_cores_to_the_engine(make):
+    with threadpool_limits(2, user_api="blas"):
+        make()
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
 
 
 def test_concurrent_calls_share_a_pass(make, slices):
