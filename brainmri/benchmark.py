@@ -66,8 +66,8 @@ def run_benchmark(
     -------
     dict
         ``machine``, ``model_id``, ``default_precision``, ``latency_ms`` (engine -> batch -> median milliseconds an
-        image), ``images_per_second``, ``peak_gflops`` and ``peak_fraction`` by precision, ``grad_cam``, ``cold_start``
-        (engine -> seconds, peak_mib), ``archive`` and ``ratios``.
+        image), ``images_per_second``, ``peak_gflops`` and ``peak_fraction`` by precision, ``grad_cam``, ``decision``,
+        ``cold_start`` (engine -> seconds, peak_mib), ``archive`` and ``ratios``.
 
     Raises
     ------
@@ -93,6 +93,8 @@ def run_benchmark(
     classifier = load_classifier(card.id, directory)
     report("prediction with and without Grad-CAM")
     grad_cam = measure_grad_cam(classifier, slices, directory, rounds=20 if quick else 60)
+    report("decision and gate")
+    decision = measure_decision(classifier, slices, rounds=60 if quick else 200)
     report("cold start as whole processes")
     cold = measure_cold_start(settings, card.id, repeats=1 if quick else 3)
     report("archive")
@@ -111,11 +113,13 @@ def run_benchmark(
         "peak_gflops": peak,
         "peak_fraction": {name: gflop / best[name] * 1e3 / peak[p] for name, p in precisions.items()},
         "grad_cam": grad_cam,
+        "decision": decision,
         "cold_start": cold,
         "archive": archive,
         "ratios": {
             **{f"default_vs_keras_predict_batch_{b}": latency[KERAS_PREDICT][b] / latency[chosen][b] for b in BATCHES},
             "grad_cam_over_prediction": grad_cam["prediction_and_map_ms"] / grad_cam["prediction_ms"],
+            "decision_over_prediction": decision["decision_ms"] / decision["prediction_ms"],
             "cold_start_vs_keras": cold["keras"]["seconds"] / cold["openvino"]["seconds"],
             "cold_start_memory_vs_keras": cold["openvino"]["peak_mib"] / cold["keras"]["peak_mib"],
             "archive_vs_bare_engine": archive["files_per_second"] / archive["bare_engine_per_second"],
@@ -260,6 +264,21 @@ def measure_grad_cam(
             alone.append((middle - start) * 1e3)
             mapped.append((time.perf_counter() - middle) * 1e3)
     return {"prediction_ms": float(np.median(alone)), "prediction_and_map_ms": float(np.median(mapped))}
+
+
+def measure_decision(classifier: Classifier, slices: list[MRISlice], *, rounds: int) -> dict[str, float]:
+    """Median milliseconds of temperature, prediction set and gate, and of one slice's whole prediction with them."""
+    whole, rule = [], []
+    for turn in range(rounds + 3):
+        mri_slice = slices[turn % len(slices)]
+        start = time.perf_counter()
+        answer = classifier.predict([mri_slice.pixels])
+        middle = time.perf_counter()
+        classifier.rule.apply(answer.logits, answer.feature_maps, answer.inputs, [mri_slice.colour_share])
+        if turn >= 3:
+            whole.append((middle - start) * 1e3)
+            rule.append((time.perf_counter() - middle) * 1e3)
+    return {"prediction_ms": float(np.median(whole)), "decision_ms": float(np.median(rule))}
 
 
 def measure_cold_start(settings: Settings, model_id: str, *, repeats: int) -> dict[str, dict[str, float]]:

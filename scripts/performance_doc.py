@@ -99,11 +99,12 @@ def bars(machines: dict[str, Any]) -> str:
             ("memory of that cold start over Keras's", "cold_start_memory_vs_keras", "<=", 1 / 3),
             ("memory of that fresh app over Keras's", fresh["ratios"]["memory"], "<=", 1 / 3),
             ("prediction + Grad-CAM over prediction", "grad_cam_over_prediction", "<=", 1.15),
+            ("temperature, prediction set and gate, share of a prediction", "decision_over_prediction", "<=", 0.10),
             ("p95 of the load test, s", load["p95_s"], "<=", 3),
             ("growth of memory over many predictions, MiB", memory["growth_mib"], "<=", 50),
         ):
             wanted = f"{'≥' if sign == '>=' else '≤'} {limit:.3g}"
-            figure = ratios[value] if isinstance(value, str) else value
+            figure = ratios.get(value) if isinstance(value, str) else value
             met = figure is not None and (figure >= limit if sign == ">=" else figure <= limit)
             shown = "–" if figure is None else f"{figure:.2f}" if met else f"**{figure:.2f}**"
             limits.setdefault(name, (wanted, {}))[1][letter] = shown

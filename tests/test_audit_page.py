@@ -80,7 +80,7 @@ def test_counts_leaks_and_pairs_with_their_pictures(open_page, saved):
 def test_pairs_can_be_narrowed_and_ordered(open_page, saved):
     page = open_tab(open_page, "Leaking pairs")
     page.selectbox(key="audit.order").set_value("Least alike first").run()
-    assert page.dataframe[-1].value["detail_correlation"].is_monotonic_increasing
+    assert page.dataframe[-1].value["of detail"].is_monotonic_increasing
     page.selectbox(key="audit.kind").set_value("mirrored").run()
     assert len(page.dataframe[-1].value) == 2
 

@@ -104,6 +104,7 @@ def test_the_whole_benchmark_in_miniature(tiny_models, tiny_blocks, monkeypatch)
         "default_vs_keras_predict_batch_1",
         "default_vs_keras_predict_batch_32",
         "grad_cam_over_prediction",
+        "decision_over_prediction",
         "cold_start_vs_keras",
         "archive_vs_bare_engine",
     } <= set(decoded["ratios"])
@@ -113,6 +114,7 @@ def test_the_whole_benchmark_in_miniature(tiny_models, tiny_blocks, monkeypatch)
     ratio = latency["keras predict"]["32"] / latency["openvino bf16"]["32"]
     assert decoded["ratios"]["default_vs_keras_predict_batch_32"] == pytest.approx(ratio, rel=0.01)
     assert decoded["ratios"]["cold_start_vs_keras"] > 1
+    assert 0 < decoded["decision"]["decision_ms"] < decoded["decision"]["prediction_ms"]
     assert 20 < decoded["cold_start"]["openvino"]["peak_mib"] < 600
     table = benchmark.as_table(result)
     assert "| openvino bf16 |" in table

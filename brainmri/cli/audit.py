@@ -30,6 +30,7 @@ def audit(
 
     from brainmri import audit as auditing
     from brainmri.data import read_folder, read_manifest
+    from brainmri.displays import counted
 
     if (root is None) == (manifest is None):
         raise DataError("audit needs either ROOT (a folder in the Kaggle layout) or --manifest CSV")
@@ -50,7 +51,7 @@ def audit(
     summary = found.summary
     typer.echo(f"{summary['n_readable']} images show {summary['n_groups']} different slices")
     for kind, count in summary["pairs"].items():
-        typer.echo(f"  {kind}: {count} {'pair' if count == 1 else 'pairs'}")
+        typer.echo(f"  {kind}: {counted(count, 'pair')}")
     for leak in summary["leaks"]:
         typer.echo(f"{leak['images']} of {leak['of']} images of '{leak['split']}' are in '{leak['also_in']}' too")
     typer.echo(f"{len(summary['label_conflicts'])} slices with copies under different labels")

@@ -239,18 +239,24 @@ def _metric(title: str, value: int, what: str | None = None) -> None:
     st.metric(title, f"{value:,}", border=True, width="content", help=what)
 
 
-_PAIR_COLUMNS = {
-    "first": "First picture",
-    "split_first": "Its split",
-    "label_first": "Its class",
-    "second": "Second picture",
-    "split_second": "Split of the second",
-    "label_second": "Class of the second",
-    "kind": "Kind",
-    "orientation": "Orientation",
-    "correlation": "Correlation",
-    "detail_correlation": "Correlation of detail",
+_PAIR_TITLES = {
+    "first": "first picture",
+    "second": "second picture",
+    **dict.fromkeys(("place_first", "place_second"), "its split and class"),
 }
+
+
+def _pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The links as a table that fits a page."""
+
+    def side(which: str) -> dict[str, Any]:
+        titles = [class_title(label) for label in pairs[f"label_{which}"]]
+        place = [f"{split} · {title}" for split, title in zip(pairs[f"split_{which}"], titles, strict=True)]
+        return {which: pairs[which], f"place_{which}": place}
+
+    turned = pairs["orientation"].map(lambda o: f", {o}" if auditing.ORIENTATIONS.index(o) > 1 else "")
+    correlations = {"correlation": pairs["correlation"], "of detail": pairs["detail_correlation"]}
+    return pd.DataFrame(side("first") | side("second") | {"kind": pairs["kind"] + turned} | correlations)
 
 
 def _pairs(found: Audit) -> None:
@@ -292,10 +298,7 @@ def _pairs(found: Audit) -> None:
             "BRAINMRI_DATA).",
             icon=":material/image_not_supported:",
         )
-    named = shown[list(_PAIR_COLUMNS)].head(2000)
-    for side in ("first", "second"):
-        named[f"label_{side}"] = [class_title(label) for label in named[f"label_{side}"]]
-    st.dataframe(named, hide_index=True, column_config=dict(_PAIR_COLUMNS), height=260)
+    st.dataframe(_pair_table(shown.head(2000)), hide_index=True, height=260, column_config=_PAIR_TITLES)
     st.download_button(
         "All links (CSV)",
         lambda: pairs.to_csv(index=False).encode(),

@@ -471,7 +471,9 @@ def _errors(run: Run, found: list[Run]) -> None:
     if shown.empty:
         return
     config: dict[str, Any] = {
-        "p_predicted": st.column_config.ProgressColumn("p(called)", min_value=0, max_value=1, format="%.3f"),
+        "p_predicted": st.column_config.ProgressColumn(
+            "p(called)", min_value=0, max_value=1, format="%.3f", width="small"
+        ),
         "p_label": st.column_config.NumberColumn("p(true)", format="%.3f"),
         "ood_score": st.column_config.NumberColumn(
             "distance", format="%.2f", help="From the training data, as the gate measures it; rejected beyond 1."
