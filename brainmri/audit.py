@@ -252,10 +252,22 @@ def detail_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     -------
     ndarray of shape (n,), -1 to 1
     """
+    first, second = _centred(first), _centred(second)
+    return _weighed_to_fit(_products(first, second), _products(first, first), _products(second, second))
+
+
+def _centred(two_bands: np.ndarray) -> np.ndarray:
+    return two_bands - two_bands.mean(axis=tuple(range(2, two_bands.ndim)), keepdims=True)
+
+
+def _products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Scalar products of either's bands; (n, 2, 2)."""
     first, second = (x.reshape(len(x), 2, int(np.prod(x.shape[2:]))) for x in (first, second))
-    first, second = (x - x.mean(axis=2, keepdims=True) for x in (first, second))
-    cross = first @ second.transpose(0, 2, 1)
-    own = [x @ x.transpose(0, 2, 1) for x in (first, second)]
+    return first @ second.transpose(0, 2, 1)
+
+
+def _weighed_to_fit(cross: np.ndarray, *own: np.ndarray) -> np.ndarray:
+    """See `detail_correlation`; from the scalar products of centred bands."""
     plain = cross.sum(axis=(1, 2)) / np.sqrt(np.maximum(own[0].sum(axis=(1, 2)) * own[1].sum(axis=(1, 2)), 1e-9))
     best = plain
     for weighed, other, fit in ((own[0], own[1], cross.sum(axis=2)), (own[1], own[0], cross.sum(axis=1))):
@@ -278,6 +290,22 @@ def _turned(images: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _find_pairs(thumbnails: np.ndarray, digests: np.ndarray, say: Progress) -> pd.DataFrame:
+    verified = _verify(thumbnails, _candidates(thumbnails, say), say)
+    pairs = pd.concat([verified, _same_files(digests)], ignore_index=True)
+    pairs = pairs.sort_values("detail", ascending=False).drop_duplicates(["i", "j"]).sort_values(["i", "j"])
+    same_file = digests[pairs["i"].to_numpy(int)] == digests[pairs["j"].to_numpy(int)]
+    turned = pairs["orientation"].to_numpy()
+    kind = np.select([same_file, turned == 1, turned > 1, pairs["detail"] > 0.999], range(4), 4)
+    # As objects a million rows share these few strings.
+    pairs["kind"] = np.array(["same file", "mirrored", "rotated", "same picture", "near copy"], object)[kind]
+    pairs["orientation"] = np.array(ORIENTATIONS, object)[turned]
+    pairs["correlation"] = pairs["correlation"].round(4)
+    pairs["detail_correlation"] = pairs.pop("detail").round(4)
+    return pairs.reset_index(drop=True)
+
+
+def _candidates(thumbnails: np.ndarray, say: Progress) -> np.ndarray:
+    """Pairs that may be copies: two indices and an orientation; int32 (3, n)."""
     import faiss
 
     n = len(thumbnails)
@@ -291,8 +319,7 @@ def _find_pairs(thumbnails: np.ndarray, digests: np.ndarray, say: Progress) -> p
     k = min(NEIGHBOURS + 1, n)
     found = []
     for start in range(0, n, step):
-        part = thumbnails[start : start + step]
-        halved, candidates = _halved(part), []
+        halved = _halved(thumbnails[start : start + step])
         for orientation in range(8):
             distance, neighbour = index.search(project(halved, orientation), k)
             # |a - b|^2 = 2 - 2 cos; the projection loses some of the correlation, so the candidates' bar is lower.
@@ -301,24 +328,9 @@ def _find_pairs(thumbnails: np.ndarray, digests: np.ndarray, say: Progress) -> p
             j = neighbour[i, column]
             # Orientations other than mirrored-in-place come in inverse pairs; keep each pair of pictures once.
             keep = (i + start) < j
-            candidates.append(np.stack([i[keep], j[keep], np.full(keep.sum(), orientation)]))
-        found.append(
-            _verify(part, thumbnails, np.concatenate(candidates, axis=1)).assign(i=lambda t, s=start: t["i"] + s)
-        )
-        say("comparing", min(start + step, n), n)
-    pairs = pd.concat([*found, _same_files(digests)], ignore_index=True)
-    pairs = pairs.sort_values("detail", ascending=False).drop_duplicates(["i", "j"]).sort_values(["i", "j"])
-    same_file = digests[pairs["i"].to_numpy(int)] == digests[pairs["j"].to_numpy(int)]
-    turned = pairs["orientation"].to_numpy()
-    pairs["kind"] = np.select(
-        [same_file, turned == 1, turned > 1, pairs["detail"] > 0.999],
-        ["same file", "mirrored", "rotated", "same picture"],
-        "near copy",
-    )
-    pairs["orientation"] = np.array(ORIENTATIONS)[turned]
-    pairs["correlation"] = pairs["correlation"].round(4)
-    pairs["detail_correlation"] = pairs.pop("detail").round(4)
-    return pairs.reset_index(drop=True)
+            found.append(np.stack([i[keep] + start, j[keep], np.full(keep.sum(), orientation)]).astype(np.int32))
+        say("searching", min(start + step, n), n)
+    return np.concatenate(found, axis=1)
 
 
 def _halved(thumbnails: np.ndarray) -> np.ndarray:
@@ -342,38 +354,40 @@ def _projection(thumbnails: np.ndarray, sample: int = 4000) -> Callable[[np.ndar
     return project
 
 
-def _verify(part: np.ndarray, thumbnails: np.ndarray, candidates: np.ndarray) -> pd.DataFrame:
+def _verify(thumbnails: np.ndarray, candidates: np.ndarray, say: Progress) -> pd.DataFrame:
     """Keep the candidates whose full correlations reach both thresholds, each pair in its best orientation.
 
     Parameters
     ----------
     candidates : ndarray of int, shape (3, n)
-        Index in ``part``, index in ``thumbnails``, orientation.
+        Two indices in ``thumbnails``, and the orientation.
     """
-    columns = ["i", "j", "orientation", "correlation", "detail"]
+    # Likely copies of one picture follow each other: most of a block's pairs are between the same few pictures.
+    likely_group = _components(len(thumbnails), candidates[0], candidates[1])
+    candidates = candidates[:, np.lexsort((candidates[2], candidates[0], likely_group[candidates[0]]))]
+    n, step = candidates.shape[1], 1024
     kept = []
-    _, at = np.unique(candidates[1], return_inverse=True)
-    known = bands(part)
-    for begin in range(0, int(at.max(initial=-1)) + 1, 1024):  # neighbours of 1,024 pictures may be many times as many
-        inside = np.flatnonzero((at >= begin) & (at < begin + 1024))
-        second_of, second_at = np.unique(candidates[1, inside], return_inverse=True)
-        second = bands(thumbnails[second_of])
-        for orientation in range(8):
-            of = inside[candidates[2, inside] == orientation]
-            where = second_at[candidates[2, inside] == orientation]
-            for some in np.array_split(np.arange(len(of)), len(of) // 1024 + 1):
-                i, j = candidates[0, of[some]], candidates[1, of[some]]
-                fine = detail_correlation(_turned(known[i], orientation), second[where[some]])
-                likely = fine >= MIN_DETAIL_CORRELATION
-                turned = _turned(part[i[likely]], orientation)
-                plain = (_normalised(turned) * _normalised(thumbnails[j[likely]])).sum(axis=1)
-                table = pd.DataFrame({"i": i[likely], "j": j[likely], "orientation": orientation,
-                                      "correlation": plain, "detail": fine[likely]})  # fmt: skip
-                kept.append(table[plain >= MIN_CORRELATION])
+    for begin in range(0, n, step):
+        first, second, orientations = candidates[:, begin : begin + step]
+        pictures, at = np.unique(np.concatenate([first, second]), return_inverse=True)
+        at_first, at_second = np.split(at, 2)
+        fine_structure = _centred(bands(thumbnails[pictures]))
+        own = _products(fine_structure, fine_structure)
+        for orientation in np.unique(orientations):
+            of = np.flatnonzero(orientations == orientation)
+            cross = _products(_turned(fine_structure, orientation)[at_first[of]], fine_structure[at_second[of]])
+            fine = _weighed_to_fit(cross, own[at_first[of]], own[at_second[of]])
+            likely = fine >= MIN_DETAIL_CORRELATION
+            i, j = first[of[likely]], second[of[likely]]
+            plain = (_normalised(_turned(thumbnails[i], orientation)) * _normalised(thumbnails[j])).sum(axis=1)
+            columns = {"i": i, "j": j, "orientation": orientation, "correlation": plain, "detail": fine[likely]}
+            kept.append(pd.DataFrame(columns)[plain >= MIN_CORRELATION])
+        say("comparing", min(begin + step, n), n)
     if not kept:
-        return pd.DataFrame(columns=columns).astype({"i": int, "j": int, "orientation": int})
+        kept = [pd.DataFrame({name: [] for name in ("i", "j", "orientation", "correlation", "detail")})]
     found = pd.concat(kept, ignore_index=True).sort_values("detail", ascending=False, kind="stable")
-    return found.drop_duplicates(["i", "j"]).astype({"correlation": np.float32, "detail": np.float32})
+    whole = {"i": int, "j": int, "orientation": int, "correlation": np.float32, "detail": np.float32}
+    return found.drop_duplicates(["i", "j"]).astype(whole)
 
 
 def _same_files(digests: np.ndarray) -> pd.DataFrame:

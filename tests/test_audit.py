@@ -193,8 +193,12 @@ def test_an_exception_from_progress_stops_the_audit(table):
 
 def test_progress_reaches_the_end_of_every_stage(table):
     seen = {}
-    audit(table(originals(6)), progress=lambda stage, done, total: seen.update({stage: (done, total)}))
-    assert seen == {"reading": (6, 6), "indexing": (6, 6), "comparing": (6, 6)}
+    pictures = originals(6) | {"test/glioma/copy.png": picture(0)}
+    audit(table(pictures), progress=lambda stage, done, total: seen.update({stage: (done, total)}))
+    assert list(seen) == ["reading", "indexing", "searching", "comparing"]
+    assert all(seen[stage] == (7, 7) for stage in ("reading", "indexing", "searching"))
+    done, candidates = seen["comparing"]
+    assert done == candidates > 0
 
 
 # --- the proposed split ---------------------------------------------------------------------------------------------

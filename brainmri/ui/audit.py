@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from brainmri.accounts import User
 
 PAIRS_A_PAGE = 6
-_STAGES = ("reading", "indexing", "comparing")
-_PART_OF_STAGE = {"reading": (0.0, 0.3), "indexing": (0.3, 0.15), "comparing": (0.45, 0.55)}
+_PART_OF_STAGE = {"reading": (0.0, 0.3), "indexing": (0.3, 0.15), "searching": (0.45, 0.35), "comparing": (0.8, 0.2)}
 """Where a stage starts in the progress bar, and how much of it is its own; about its share of the time."""
 
 
@@ -43,7 +42,7 @@ class Job:
 
     name: str
     started: float = field(default_factory=time.monotonic)
-    stage: str = _STAGES[0]
+    stage: str = "reading"
     done: int = 0
     total: int = 0
     result: Audit | None = None
