@@ -136,6 +136,11 @@ class Recipe(_Strict):
         split, together with a temperature [1]_: views painted away and class balance shift the share of no tumour.
     counterfactuals : bool
         Train on tumours painted away (as no tumour), paint elsewhere (unchanged label), and pasted tumours.
+    exchanged : float
+        With ``counterfactuals``: share of the first source's outlined tumours that are painted away and another
+        patient's put in, of any type, seen in the same plane. Nothing but the tumour tells its type then.
+    warp : float
+        With ``full`` augmentation: how much views are bent (`augment.random_affine`).
 
     References
     ----------
@@ -165,6 +170,8 @@ class Recipe(_Strict):
     augmentation: Literal["none", "brightness_contrast", "full"] = "full"
     mask_weight: float = 0.0
     counterfactuals: bool = False
+    exchanged: float = Field(0.0, ge=0, le=1)
+    warp: float = Field(0.0, ge=0, le=0.1)
     bias_correction: bool = False
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     seed: int = 0
@@ -307,10 +314,10 @@ def draw_view(
     image, mask, target = data.images[index], data.masks[index], data.targets[index]
     mask_known = bool(data.mask_known[index])
     if recipe.counterfactuals:
-        image, mask, target, mask_known = _counterfactual_view(data, index, rng, painted_away)
+        image, mask, target, mask_known = _counterfactual_view(data, recipe, index, rng, painted_away)
     if recipe.augmentation == "full":
         image = augment.cut_away(image, mask, rng)
-        image, mask = augment.random_affine(image, mask, size, rng)
+        image, mask = augment.random_affine(image, mask, size, rng, recipe.warp)
         grey = image.astype(np.float32) / 255.0
         if rng.random() < mild:
             view = augment.mild_intensity(grey, rng)
@@ -328,16 +335,15 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).convert("F").resize((size, size), Image.Resampling.BILINEAR), np.float32)
 
 
-def _counterfactual_view(data: TrainingSet, index: int, rng: np.random.Generator, painted_away: float):
+def _counterfactual_view(
+    data: TrainingSet, recipe: Recipe, index: int, rng: np.random.Generator, painted_away: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     image, mask, target = data.images[index], data.masks[index], data.targets[index]
     known, dice = bool(data.mask_known[index]), rng.random()
     none = np.eye(len(CLASS_NAMES), dtype=np.float32)[_NONE]
     if target[_NONE] == 1:
         if dice < 0.3:
-            # Only the first source names a plane and a type for each of its tumours.
-            donors = data.outlined[data.source[data.outlined] == data.source[0]]
-            same = donors[data.plane[donors] == (data.plane[index] or "ax")]
-            donor = rng.choice(same if len(same) else donors)
+            donor = _donor(data, index, rng)
             image, mask = augment.paste_tumour(image, data.images[donor], data.masks[donor], rng)
             return image, mask, data.targets[donor] if mask.any() else target, True
         if dice < 0.4:
@@ -348,7 +354,21 @@ def _counterfactual_view(data: TrainingSet, index: int, rng: np.random.Generator
             return painted, np.zeros_like(mask), none, True
         if dice < painted_away + 0.12 and (painted := augment.counterfactual(image, mask, rng, away=False)) is not None:
             return painted, mask, target, True
+        if data.source[index] == data.source[0] and rng.random() < recipe.exchanged:
+            painted, donor = augment.counterfactual(image, mask, rng, away=True), _donor(data, index, rng)
+            # Heads differ in shape: a donor's tumour may come to lie in the air beside this one.
+            if painted is not None and (painted[data.masks[donor] > 127] > 12).mean() > 0.9:
+                view, outline = augment.paste_tumour(painted, data.images[donor], data.masks[donor], rng)
+                if outline.any():
+                    return view, outline, data.targets[donor], True
     return image, mask, target, known
+
+
+def _donor(data: TrainingSet, index: int, rng: np.random.Generator) -> int:
+    """An outlined tumour of the first source, the only one that names a plane and a type for each; same plane."""
+    donors = data.outlined[data.source[data.outlined] == data.source[0]]
+    same = donors[data.plane[donors] == (data.plane[index] or "ax")]
+    return int(rng.choice(same if len(same) else donors))
 
 
 def mask_cells(mask: np.ndarray, cells: int) -> np.ndarray:

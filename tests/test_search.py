@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from brainmri import search
+from brainmri.cli import app
 from brainmri.errors import ConfigError
 from brainmri.types import CLASS_NAMES
 
@@ -90,3 +94,21 @@ rows:
     assert again == rows
     assert (tmp_path / "runs" / "first" / "first.keras").stat().st_mtime_ns == stamp
     assert json.loads((tmp_path / "runs" / "second" / "row.json").read_text()) == rows[1]
+
+
+def test_one_model_is_measured_and_its_row_replaced(tmp_path, monkeypatch):
+    card = SimpleNamespace(id="other", recipe={"seed": 3, "epochs_run": 20, "minutes": 86.2})
+    monkeypatch.setattr("brainmri.model.read_card", lambda card_id, directory: card)
+    monkeypatch.setattr("brainmri.model.load_network", lambda card, directory: None)
+    monkeypatch.setattr(search, "measure_network", lambda network, root, *, mirror: {"val_accuracy": 0.9})
+    log = tmp_path / "search.csv"
+    log.write_text(
+        "name,adds,seed,epochs,minutes,val_accuracy\nother,not shipped,3,20,86.2,0.1\nplain,nothing,1,1,3,0.5\n"
+    )
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["search", "--measure", str(tmp_path / "other.json"), "--log", str(log)])
+        assert done.exit_code == 0, done.output
+    rows = pd.read_csv(log)
+    assert list(rows["name"]) == ["plain", "other"]
+    assert list(rows["val_accuracy"]) == [0.5, 0.9]
+    assert rows.loc[1, "adds"] == "not shipped"

@@ -130,6 +130,36 @@ def test_a_stage_may_paint_no_tumour_away(collection):
     assert 0 < none_views(0.3) < none_views(0.9)
 
 
+def test_exchanged_tumours_bring_their_type_and_outline(collection):
+    recipe = _recipe(collection, counterfactuals=True, exchanged=1.0, augmentation="none")
+    data = training.load_training_set(recipe, collection.parent, "train")
+    tumour = int(data.outlined[0])
+    views = [training.draw_view(data, recipe, tumour, (0, k), 32, 0.0) for k in range(60)]
+    kept = [v for v in views if (v[2] == data.targets[tumour]).all()]
+    other = [v for v in views if not (v[2] == data.targets[tumour]).all()]
+    assert len(other) > 10, "tumours of other types are put in"
+    assert all(target.sum() == 1 and target[NONE] == 0 and mask.max() > 0 and known for _, mask, target, known in views)
+    none = training.draw_view(data, recipe.model_copy(update={"exchanged": 0.0}), tumour, (0, 0), 32, 0.0)
+    assert (none[2] == data.targets[tumour]).all()
+    assert kept, "and so are those of its own"
+
+
+def test_bent_views_keep_tumour_and_outline_together():
+    rows, columns = np.mgrid[:80, :80]
+    disc = (np.hypot(rows - 45, columns - 30) < 10).astype(np.uint8) * 255
+    straight, _ = augment.random_affine(disc, disc, 40, np.random.default_rng(3))
+    changed = []
+    for seed in range(10):
+        image, mask = augment.random_affine(disc, disc, 40, np.random.default_rng(seed), warp=0.03)
+        np.testing.assert_array_equal(image, mask)
+        plain, _ = augment.random_affine(disc, disc, 40, np.random.default_rng(seed))
+        changed.append((image != plain).mean())
+        assert 0.5 < image.sum() / max(plain.sum(), 1) < 2
+    assert min(changed) > 0
+    nearly, _ = augment.random_affine(disc, disc, 40, np.random.default_rng(3), warp=1e-6)
+    assert np.abs(nearly.astype(int) - straight).mean() < 1, "without a move the mesh is the affine map"
+
+
 @pytest.mark.usefixtures("tiny_blocks")
 def test_classes_and_planes_weigh_the_same(collection):
     recipe = _recipe(collection, class_balance=True, one_per_group=False)

@@ -90,6 +90,10 @@ def register(app: typer.Typer) -> None:
             "evaluations/search.csv"
         ),
         weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
+        measure: Annotated[
+            list[Path] | None,
+            typer.Option(metavar="CARD", help="Only measure this model and put its row at the log's end."),
+        ] = None,
     ) -> None:
         """Train and measure the rows of recipes/search/table.yaml, then the configured model; resumable."""
         import pandas as pd
@@ -103,14 +107,23 @@ def register(app: typer.Typer) -> None:
                 typer.echo(f"  {event['input_size']} px, epoch {event['epoch'] + 1}: val {event['val_accuracy']:.3f}")
 
         settings = load_settings()
-        rows = searching.run_search(settings.data.root, output, weights=weights, report=report)
-        card = read_card(settings.model.id, settings.model.directory)
-        network = load_network(card, settings.model.directory)
-        for name, mirror in ((card.id, False), (f"{card.id}, mirrored", True)):
-            adds = "mean of the picture and its mirror image: twice the cost" if mirror else "shipped"
-            made = {"name": name, "adds": adds, "seed": card.recipe["seed"]}
+
+        def row_of(card_id: str, directory: Path, adds: str, mirror: bool = False) -> dict:
+            card = read_card(card_id, directory)
+            made = {"name": f"{card.id}, mirrored" if mirror else card.id, "adds": adds, "seed": card.recipe["seed"]}
             made |= {"epochs": card.recipe["epochs_run"], "minutes": card.recipe["minutes"]}
-            rows.append(made | searching.measure_network(network, settings.data.root, mirror=mirror))
+            return made | searching.measure_network(load_network(card, directory), settings.data.root, mirror=mirror)
+
+        if measure:
+            rows = pd.read_csv(log).to_dict("records") if log.is_file() else []
+            new = [row_of(path.stem, path.parent, "not shipped") for path in measure]
+            rows = [row for row in rows if row["name"] not in {n["name"] for n in new}] + new
+        else:
+            model = settings.model
+            rows = searching.run_search(settings.data.root, output, weights=weights, report=report)
+            rows.append(row_of(model.id, model.directory, "shipped"))
+            mirrored = "mean of the picture and its mirror image: twice the cost"
+            rows.append(row_of(model.id, model.directory, mirrored, mirror=True))
         log.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(log, index=False)
         typer.echo(f"{len(rows)} rows in {log}")
