@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from brainmri.types import CLASS_NAMES, NO_TUMOR
 
 RECIPES_DIRECTORY = Path(__file__).resolve().parent.parent / "recipes"
 CACHE_SIZE = 160
-"""Side in pixels at which preprocessed slices wait in memory; views of up to 128 px are cut from it."""
+"""Side in pixels at which preprocessed slices wait in memory; views are cut from it."""
 
 PAINTED_AWAY = 0.18
 """Share of outlined tumours painted away where a stage names none."""
@@ -90,7 +91,7 @@ class Stage(_Strict):
     .. [3] Du et al., "Efficient Sharpness-aware Minimization for Improved Training of Neural Networks", ICLR 2022.
     """
 
-    input_size: Literal[32, 64, 96, 128]
+    input_size: Literal[32, 64, 96, 128, 160]
     epochs: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     frozen_blocks: tuple[int, ...] | None = None
@@ -109,6 +110,13 @@ class Recipe(_Strict):
     ----------
     continues : str or None
         The recipe whose finished model this one starts from, batch norm put back (`model.unfold_batch_norm`).
+    architecture : str
+        ``vgg16``, or ``efficientnet-lite2`` for a network that is only another's teacher.
+    teacher : str or None
+        Recipe of a network whose probabilities for each view this one learns from as well [3]_; it is trained first.
+        Views are drawn at the size that it sees and made smaller for the one that learns.
+    teacher_weight : float
+        Its share of the class loss.
     start_share : float
         What ships is the mean of the trained weights and those that it started from, which weigh this much [2]_: along
         the line between them lie networks that are right where either is.
@@ -147,6 +155,7 @@ class Recipe(_Strict):
     .. [1] Alexandari, Kundaje & Shrikumar, "Maximum Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label
        Shift Adaptation", ICML 2020.
     .. [2] Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022, arXiv:2109.01903.
+    .. [3] Beyer et al., "Knowledge Distillation: A Good Teacher Is Patient and Consistent", CVPR 2022.
     """
 
     name: str
@@ -154,6 +163,9 @@ class Recipe(_Strict):
     sources: tuple[Source, ...]
     stages: tuple[Stage, ...]
     continues: str | None = None
+    architecture: Literal["vgg16", "efficientnet-lite2"] = "vgg16"
+    teacher: str | None = None
+    teacher_weight: float = Field(0.0, ge=0, le=1)
     start_share: float = Field(0.0, ge=0, le=1)
     imagenet_blocks: tuple[int, ...] = ()
     frozen_blocks: tuple[int, ...] = ()
@@ -354,7 +366,8 @@ def _counterfactual_view(
             return painted, np.zeros_like(mask), none, True
         if dice < painted_away + 0.12 and (painted := augment.counterfactual(image, mask, rng, away=False)) is not None:
             return painted, mask, target, True
-        if data.source[index] == data.source[0] and rng.random() < recipe.exchanged:
+        # Without it no number is drawn: the views of recipes that do not exchange stay what they were.
+        if recipe.exchanged and data.source[index] == data.source[0] and rng.random() < recipe.exchanged:
             painted, donor = augment.counterfactual(image, mask, rng, away=True), _donor(data, index, rng)
             # Heads differ in shape: a donor's tumour may come to lie in the air beside this one.
             if painted is not None and (painted[data.masks[donor] > 127] > 12).mean() > 0.9:
@@ -377,14 +390,22 @@ def mask_cells(mask: np.ndarray, cells: int) -> np.ndarray:
     return mask.reshape(cells, step, cells, step).mean(axis=(1, 3))
 
 
-def class_loss(smoothing: float):
-    """Cross-entropy of the probability that the slice is one of the classes it may be, with label smoothing."""
+def class_loss(smoothing: float, teacher_weight: float = 0.0):
+    """Cross-entropy of the probability that the slice is one of the classes it may be, with label smoothing.
+
+    With a teacher, ``y_true`` (n, 8) is the allowed classes, then its probabilities: the cross-entropy with these
+    has ``teacher_weight`` of the loss.
+    """
     from keras import ops
 
     def loss(y_true, y_pred):
+        n = y_pred.shape[-1]
         log_p = ops.log(ops.clip(y_pred, 1e-7, 1.0))
-        allowed = -ops.log(ops.clip(ops.sum(y_true * y_pred, axis=-1), 1e-7, 1.0))
-        return (1 - smoothing) * allowed - smoothing * ops.mean(log_p, axis=-1)
+        allowed = -ops.log(ops.clip(ops.sum(y_true[..., :n] * y_pred, axis=-1), 1e-7, 1.0))
+        own = (1 - smoothing) * allowed - smoothing * ops.mean(log_p, axis=-1)
+        if not teacher_weight:
+            return own
+        return (1 - teacher_weight) * own - teacher_weight * ops.sum(y_true[..., n:] * log_p, axis=-1)
 
     return loss
 
@@ -439,6 +460,8 @@ def train(
     *,
     weights: str = "none",
     start: Any = None,
+    teacher: Path | None = None,
+    teacher_weights: str = "none",
     resume: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ):
@@ -455,6 +478,11 @@ def train(
     start : keras.Model, optional
         The finished network of the recipe that this one ``continues``; None trains that one first, in a folder of its
         name in ``run_directory``.
+    teacher : Path, optional
+        Run folder of the recipe's teacher; None: a folder of its name in ``run_directory``. What is not trained there
+        is trained first.
+    teacher_weights : str
+        What a teacher still to be trained starts from (`teacher.load_teacher_imagenet`), or ``none``.
     resume : bool
         Go on from the checkpoint; what follows is what an unbroken run would have done.
     report : callable, optional
@@ -474,10 +502,15 @@ def train(
         network = _build(recipe, len(recipe.stages) - 1)
         network.load_weights(run.checkpoint(len(recipe.stages) - 1))
         if recipe.start_share and start is None:
-            start = _train_before(recipe, data_root, run, weights, report)
+            start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
         return _finish(recipe, network, start, lambda: load_training_set(recipe, data_root, "val", loading))
     if recipe.continues and start is None:
-        start = _train_before(recipe, data_root, run, weights, report)
+        start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
+    answers = None
+    if recipe.teacher:
+        folder = teacher or run.directory / recipe.teacher
+        begun, chosen = (folder / "state.json").exists(), load_recipe(recipe.teacher)
+        answers = train(chosen, data_root, folder, weights=teacher_weights, resume=begun, report=report)
     data = load_training_set(recipe, data_root, "train", loading)
     held_out = load_training_set(recipe, data_root, "val", loading)
     keras.utils.set_random_seed(recipe.seed)
@@ -485,25 +518,29 @@ def train(
     try:
         for number in range(run.state["stage"], len(recipe.stages)):
             network = _start_stage(recipe, number, run, weights, start, data)
-            _fit_stage(recipe, number, network, data, held_out, run, report)
+            _fit_stage(recipe, number, network, data, held_out, run, report, answers)
         return _finish(recipe, network, start, lambda: held_out)
     finally:
         keras.mixed_precision.set_global_policy("float32")
 
 
-def _train_before(recipe: Recipe, data_root: Path, run: _Run, weights: str, report):
+def _train_before(recipe: Recipe, data_root: Path, run: _Run, weights: str, teacher_weights: str, report):
     """The finished network of the recipe that this one continues, in a folder of its name; trained where it is not."""
     folder = run.directory / str(recipe.continues)
     begun = (folder / "state.json").exists()
     if run.history() and not begun:
         raise ConfigError(f"{run.directory}: was started from a model that is not in it; name it again with --start")
-    return train(load_recipe(str(recipe.continues)), data_root, folder, weights=weights, resume=begun, report=report)
+    before = load_recipe(str(recipe.continues))
+    return train(
+        before, data_root, folder, weights=weights, teacher_weights=teacher_weights, resume=begun, report=report
+    )
 
 
 def _finish(recipe: Recipe, network, start, held_out: Callable[[], TrainingSet]):
     from brainmri.model import fold_batch_norm
+    from brainmri.teacher import without_mask_head
 
-    plain = fold_batch_norm(network)
+    plain = fold_batch_norm(network) if recipe.architecture == "vgg16" else without_mask_head(network)
     if share := recipe.start_share:
         both = zip(plain.get_weights(), start.get_weights(), strict=True)
         plain.set_weights([(1 - share) * trained + share * before for trained, before in both])
@@ -584,6 +621,7 @@ class _Run:
 def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str, start, data: TrainingSet):
     """The network a stage begins with: ImageNet and He, the recipe before, or the stage before it, enlarged."""
     from brainmri.model import enlarge_input, load_imagenet, unfold_batch_norm
+    from brainmri.teacher import load_teacher_imagenet
 
     network = _build(recipe, number)
     if number == 0 and start is not None:
@@ -593,7 +631,9 @@ def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str, start, da
         views = [draw_view(data, recipe, int(i), (0,), size)[0] for i in epoch_indices(data, recipe, 0)[:512]]
         unfold_batch_norm(start, network, as_network_batch(np.stack(views)))
     elif number == 0:
-        if recipe.imagenet_blocks and weights != "none":
+        if recipe.architecture != "vgg16" and weights != "none":
+            load_teacher_imagenet(network, weights)
+        elif recipe.imagenet_blocks and weights != "none":
             load_imagenet(network, weights, recipe.imagenet_blocks)
     else:
         previous = _build(recipe, number - 1)
@@ -609,7 +649,10 @@ def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str, start, da
 
 def _build(recipe: Recipe, number: int):
     from brainmri.model import build_network
+    from brainmri.teacher import build_teacher
 
+    if recipe.architecture != "vgg16":
+        return build_teacher(input_size=recipe.stages[number].input_size, mask_head=recipe.mask_weight > 0)
     return build_network(
         input_size=recipe.stages[number].input_size,
         normalised_blocks=recipe.normalised_blocks,
@@ -618,11 +661,13 @@ def _build(recipe: Recipe, number: int):
     )
 
 
-def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out: TrainingSet, run: _Run, report):
+def _fit_stage(
+    recipe: Recipe, number: int, network, data: TrainingSet, held_out: TrainingSet, run: _Run, report, teacher=None
+):
     stage = recipe.stages[number]
     size = stage.input_size
     per_epoch = len(epoch_indices(data, recipe, 0))
-    batches = _Batches(network, data, recipe, stage)
+    batches = _Batches(network, data, recipe, stage, teacher)
     trained = _sharpness_aware(batches.trained, stage.sharpness) if stage.sharpness else batches.trained
     trained.compile(
         optimizer=_optimizer(recipe, stage, -(-per_epoch // recipe.batch_size)),
@@ -657,9 +702,12 @@ def _fit_stage(recipe: Recipe, number: int, network, data: TrainingSet, held_out
 class _Batches:
     """Batches of an epoch: fresh views each time, or features of the frozen blocks computed once per view."""
 
-    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage):
+    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage, teacher=None):
         import keras
+        import tensorflow as tf
 
+        self.answers_of = teacher and tf.function(partial(teacher, training=False))
+        self.view_size = teacher.input_shape[1] if teacher else stage.input_size
         self.data, self.recipe, self.stage = data, recipe, stage
         self.weights = sample_weights(data, recipe)
         self.trained = network
@@ -682,7 +730,7 @@ class _Batches:
     def _view(self, index: int, draw: tuple[int, ...]):
         stage = self.stage
         mild = stage.mild * draw[0] / max(stage.epochs - 1, 1)
-        return draw_view(self.data, self.recipe, index, draw, stage.input_size, stage.painted_away, mild)
+        return draw_view(self.data, self.recipe, index, draw, self.view_size, stage.painted_away, mild)
 
     def of_epoch(self, epoch: int):
         """A ``keras.utils.PyDataset`` of one epoch."""
@@ -711,15 +759,21 @@ class _Batches:
         return x, self.data.targets[chosen], self.weights[chosen]
 
     def _fresh(self, views: list, weights: np.ndarray):
+        import tensorflow as tf
+
         image, mask, target, known = zip(*views, strict=True)
         x, targets = as_network_batch(np.stack(image)), np.stack(target)
+        classes = targets
+        if self.answers_of:
+            classes = np.concatenate([targets, self.answers_of(tf.constant(x))], axis=1)
+            x = tf.image.resize(x, [self.stage.input_size] * 2, antialias=True).numpy()
         if not self.recipe.mask_weight:
-            return x, targets, weights
+            return x, classes, weights
         fraction = np.stack([mask_cells(m, self.stage.input_size // 16) for m in mask])
         tumours = targets * (np.arange(len(CLASS_NAMES)) != _NONE)
         allowed = np.broadcast_to(tumours[:, None, None, :], (*fraction.shape, len(CLASS_NAMES)))
         y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
-        y = {"probabilities": targets, "mask": y_mask}
+        y = {"probabilities": classes, "mask": y_mask}
         counts = {"probabilities": weights, "mask": np.asarray(known, np.float32)}
         if self.stage.averaged:
             outlined = np.asarray(known) & fraction.any(axis=(1, 2))
@@ -768,7 +822,7 @@ def _measure_batch_statistics(network, batches) -> None:
 
 
 def _losses(recipe: Recipe, stage: Stage):
-    loss = class_loss(recipe.label_smoothing)
+    loss = class_loss(recipe.label_smoothing, recipe.teacher_weight if recipe.teacher else 0.0)
     if not recipe.mask_weight:
         return loss
     losses = {"probabilities": loss, "mask": mask_loss}

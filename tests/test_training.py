@@ -296,6 +296,60 @@ def test_a_recipe_may_continue_another(collection, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+def test_a_recipe_may_learn_from_a_teacher(collection, tmp_path, monkeypatch):
+    stage = {"input_size": 64, "epochs": 1, "learning_rate": 1e-3}
+    first = _recipe(collection, name="first", architecture="efficientnet-lite2", mask_weight=1.0, stages=[stage])
+    monkeypatch.setattr(training, "load_recipe", {"first": first}.__getitem__)
+    recipe = _recipe(collection, teacher="first", teacher_weight=1.0, mask_weight=1.0)
+    alone = training.train(recipe.model_copy(update={"teacher": None}), collection.parent, tmp_path / "alone")
+    whole = training.train(recipe, collection.parent, tmp_path / "whole")  # trains the teacher, too
+    given = training.train(recipe, collection.parent, tmp_path / "given", teacher=tmp_path / "whole" / "first")
+    assert not (tmp_path / "given" / "first").exists()
+    for a, b in zip(whole.get_weights(), given.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert np.abs(whole.get_weights()[0] - alone.get_weights()[0]).max() > 1e-4
+
+
+def test_a_view_is_the_same_for_teacher_and_student(collection):
+    data = training.load_training_set(_recipe(collection), collection.parent, "train")
+    recipe = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0)
+
+    class Teacher:
+        input_shape = (None, 64, 64, 3)
+
+        def __call__(self, x, training):
+            seen.append(x)
+            return np.full((4, 4), 0.25, np.float32)
+
+    seen: list = []
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        batches = training._Batches(None, data, recipe, recipe.stages[0], Teacher())
+        x, y, _ = batches.of_epoch(0)[0]
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert x.shape == (4, 32, 32, 3)
+    assert seen[0].shape == (4, 64, 64, 3)
+    halves = np.asarray(seen[0]).reshape(4, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+    assert np.abs(x - halves).mean() < 0.02
+    np.testing.assert_array_equal(y["probabilities"][:, 4:], 0.25)
+    assert y["mask"].shape == (4, 2, 2, 5)
+
+
+def test_a_view_without_exchange_draws_no_number_for_it(collection):
+    recipe = _recipe(collection, counterfactuals=True, augmentation="none")
+    data = training.load_training_set(recipe, collection.parent, "train")
+    rng = np.random.default_rng(0)
+    training._counterfactual_view(data, recipe, int(data.outlined[0]), rng, painted_away=-1.0)
+    expected = np.random.default_rng(0)
+    expected.random()
+    if rng.bit_generator.state != expected.bit_generator.state:  # painted elsewhere draws more
+        pytest.fail("a number was drawn beside the one that chooses the view")
+
+
+@pytest.mark.usefixtures("tiny_blocks")
 def test_bias_correction_lowers_the_log_loss_on_the_held_out_split(collection):
     import keras
 
@@ -334,6 +388,9 @@ def test_losses_of_an_unknown_type_ask_for_any_tumour():
     p = np.array([[0.2, 0.3, 0.4, 0.1]], np.float32)
     any_tumour = np.array([[1, 1, 0, 1]], np.float32)
     assert np.isclose(training.class_loss(0.0)(any_tumour, p)[0], -np.log(0.6))
+    taught = np.concatenate([any_tumour, np.array([[0.1, 0.1, 0.7, 0.1]], np.float32)], axis=1)
+    followed = -(taught[0, 4:] * np.log(p[0])).sum()
+    assert np.isclose(training.class_loss(0.0, 0.75)(taught, p)[0], -0.25 * np.log(0.6) + 0.75 * followed)
     y_mask = np.zeros((1, 1, 1, 5), np.float32)
     y_mask[0, 0, 0] = [1.0, 1, 1, 0, 1]
     assert np.isclose(training.mask_loss(y_mask, p[None, None])[0], -3 * np.log(0.6))

@@ -28,6 +28,12 @@ def register(app: typer.Typer) -> None:
         recipe: Annotated[str, typer.Option(help="Name in recipes/, or a YAML file.")] = "classic",
         output: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
         weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
+        teacher: Annotated[
+            Path | None, typer.Option(help="Run folder of the recipe's teacher; trained if empty.")
+        ] = None,
+        teacher_weights: Annotated[
+            str, typer.Option(help="What the teacher starts from: none, or a file of scripts/teacher_weights.py.")
+        ] = "none",
         start: Annotated[
             Path | None,
             typer.Option(metavar="CARD", help="Card of the model to go on from, where the recipe continues another."),
@@ -43,10 +49,13 @@ def register(app: typer.Typer) -> None:
 
         from brainmri import training
         from brainmri.config import load_settings
+        from brainmri.errors import ConfigError
         from brainmri.model import load_network, read_card, save_model
 
         settings = load_settings()
         chosen = training.override(training.load_recipe(recipe), epochs=epochs, precision=precision, seed=seed)
+        if model_id and chosen.architecture != "vgg16":
+            raise ConfigError(f"{chosen.name}: a teacher is not served; leave --model-id out, its run folder is enough")
         run = output or Path("runs") / chosen.name
         total = sum(stage.epochs for stage in chosen.stages)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -69,9 +78,20 @@ def register(app: typer.Typer) -> None:
 
             before = load_network(read_card(start.stem, start.parent), start.parent) if start else None
             network = training.train(
-                chosen, settings.data.root, run, weights=weights, start=before, resume=resume, report=report
+                chosen,
+                settings.data.root,
+                run,
+                weights=weights,
+                start=before,
+                teacher=teacher,
+                teacher_weights=teacher_weights,
+                resume=resume,
+                report=report,
             )
         training.plot_history(run)
+        if chosen.architecture != "vgg16":
+            typer.echo(f"{run}: pass it as --teacher to a recipe that names {chosen.name}")
+            return
         card = training.card_facts(chosen, run, settings.data.root) | {
             "id": model_id or chosen.name,
             "intended_use": INTENDED_USE,
