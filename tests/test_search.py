@@ -112,3 +112,18 @@ def test_one_model_is_measured_and_its_row_replaced(tmp_path, monkeypatch):
     assert list(rows["name"]) == ["plain", "other"]
     assert list(rows["val_accuracy"]) == [0.5, 0.9]
     assert rows.loc[1, "adds"] == "not shipped"
+
+
+def test_the_shipped_model_is_measured_mirrored_too(tmp_path, monkeypatch):
+    card = SimpleNamespace(id="vgg16-brainmri", recipe={"seed": 3, "epochs_run": 20, "minutes": 86.2})
+    monkeypatch.setattr("brainmri.model.read_card", lambda card_id, directory: card)
+    monkeypatch.setattr("brainmri.model.load_network", lambda card, directory: None)
+    monkeypatch.setattr(search, "measure_network", lambda network, root, *, mirror: {"val_accuracy": 0.5 + mirror / 4})
+    done = CliRunner().invoke(
+        app, ["search", "--measure", "models/vgg16-brainmri.json", "--log", str(tmp_path / "search.csv")]
+    )
+    assert done.exit_code == 0, done.output
+    rows = pd.read_csv(tmp_path / "search.csv")
+    assert list(rows["name"]) == ["vgg16-brainmri", "vgg16-brainmri, mirrored"]
+    assert list(rows["val_accuracy"]) == [0.5, 0.75]
+    assert rows.loc[0, "adds"] == "shipped"

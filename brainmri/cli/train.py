@@ -112,7 +112,7 @@ def register(app: typer.Typer) -> None:
         weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
         measure: Annotated[
             list[Path] | None,
-            typer.Option(metavar="CARD", help="Only measure this model and put its row at the log's end."),
+            typer.Option(metavar="CARD", help="Only measure this model and put its row at the log's end; no training."),
         ] = None,
     ) -> None:
         """Train and measure the rows of recipes/search/table.yaml, then the configured model; resumable."""
@@ -134,16 +134,18 @@ def register(app: typer.Typer) -> None:
             made |= {"epochs": card.recipe["epochs_run"], "minutes": card.recipe["minutes"]}
             return made | searching.measure_network(load_network(card, directory), settings.data.root, mirror=mirror)
 
+        shipped = Path(settings.model.directory) / f"{settings.model.id}.json"
         if measure:
             rows = pd.read_csv(log).to_dict("records") if log.is_file() else []
-            new = [row_of(path.stem, path.parent, "not shipped") for path in measure]
-            rows = [row for row in rows if row["name"] not in {n["name"] for n in new}] + new
         else:
-            model = settings.model
             rows = searching.run_search(settings.data.root, output, weights=weights, report=report)
-            rows.append(row_of(model.id, model.directory, "shipped"))
-            mirrored = "mean of the picture and its mirror image: twice the cost"
-            rows.append(row_of(model.id, model.directory, mirrored, mirror=True))
+        for path in measure or [shipped]:
+            if path.resolve() == shipped.resolve():
+                mirrored = "mean of the picture and its mirror image: twice the cost"
+                new = [row_of(path.stem, path.parent, "shipped"), row_of(path.stem, path.parent, mirrored, mirror=True)]
+            else:
+                new = [row_of(path.stem, path.parent, "not shipped")]
+            rows = [row for row in rows if row["name"] not in {n["name"] for n in new}] + new
         log.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(log, index=False)
         typer.echo(f"{len(rows)} rows in {log}")
