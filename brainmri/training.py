@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from brainmri import augment
 from brainmri.data import SPLITS_DIRECTORY, UNKNOWN_TUMOUR, read_manifest, read_mask, read_pixels, select_split
@@ -187,6 +187,12 @@ class Recipe(_Strict):
     bias_correction: bool = False
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _a_teacher_sees_each_view(self):
+        if self.teacher and self.cached_draws:
+            raise ValueError("teacher: answers for views that are drawn anew; leave cached_draws out")
+        return self
 
 
 def load_recipe(name: str) -> Recipe:
@@ -461,7 +467,7 @@ def train(
     weights: str = "none",
     start: Any = None,
     teacher: Path | None = None,
-    teacher_weights: str = "none",
+    teacher_weights: str | None = None,
     resume: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ):
@@ -481,8 +487,8 @@ def train(
     teacher : Path, optional
         Run folder of the recipe's teacher; None: a folder of its name in ``run_directory``. What is not trained there
         is trained first.
-    teacher_weights : str
-        What a teacher still to be trained starts from (`teacher.load_teacher_imagenet`), or ``none``.
+    teacher_weights : str, optional
+        What a teacher still to be trained starts from (`teacher.load_teacher_imagenet`), or ``none``; no default.
     resume : bool
         Go on from the checkpoint; what follows is what an unbroken run would have done.
     report : callable, optional
@@ -492,7 +498,7 @@ def train(
     Raises
     ------
     ConfigError
-        A folder that holds another run, or nothing to resume.
+        A folder that holds another run, nothing to resume, or a teacher to train without being told from what.
     """
     import keras
 
@@ -504,13 +510,12 @@ def train(
         if recipe.start_share and start is None:
             start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
         return _finish(recipe, network, start, lambda: load_training_set(recipe, data_root, "val", loading))
-    if recipe.continues and start is None:
-        start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
     answers = None
     if recipe.teacher:
         folder = teacher or run.directory / recipe.teacher
-        begun, chosen = (folder / "state.json").exists(), load_recipe(recipe.teacher)
-        answers = train(chosen, data_root, folder, weights=teacher_weights, resume=begun, report=report)
+        answers = _train_teacher(recipe.teacher, data_root, folder, teacher_weights, report)
+    if recipe.continues and start is None:
+        start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
     data = load_training_set(recipe, data_root, "train", loading)
     held_out = load_training_set(recipe, data_root, "val", loading)
     keras.utils.set_random_seed(recipe.seed)
@@ -524,7 +529,17 @@ def train(
         keras.mixed_precision.set_global_policy("float32")
 
 
-def _train_before(recipe: Recipe, data_root: Path, run: _Run, weights: str, teacher_weights: str, report):
+def _train_teacher(name: str, data_root: Path, folder: Path, weights: str | None, report):
+    begun = (folder / "state.json").exists()
+    if not begun and weights is None:
+        raise ConfigError(
+            f"{folder}: no trained {name} there; name its run with --teacher, or what it starts from with "
+            "--teacher-weights (a file of scripts/teacher_weights.py, or none)"
+        )
+    return train(load_recipe(name), data_root, folder, weights=weights or "none", resume=begun, report=report)
+
+
+def _train_before(recipe: Recipe, data_root: Path, run: _Run, weights: str, teacher_weights: str | None, report):
     """The finished network of the recipe that this one continues, in a folder of its name; trained where it is not."""
     folder = run.directory / str(recipe.continues)
     begun = (folder / "state.json").exists()
@@ -581,11 +596,12 @@ class _Run:
         state_file = directory / "state.json"
         self.state: dict[str, Any] = {"stage": 0, "epoch": 0, "elapsed_s": 0.0}
         if resume:
-            if not state_file.is_file() and not (recipe.continues and (directory / recipe.continues).is_dir()):
+            before = [directory / name for name in (recipe.continues, recipe.teacher) if name]
+            if not state_file.is_file() and not any(folder.is_dir() for folder in before):
                 raise ConfigError(f"{directory}: nothing to resume; expected state.json from an earlier run")
             if yaml.safe_load((directory / "recipe.yaml").read_text("utf-8")) != recipe.model_dump(mode="json"):
                 raise ConfigError(f"{directory}: was started with another recipe; pass the same, or another --output")
-            if state_file.is_file():  # else it was still at what it continues
+            if state_file.is_file():  # else it was still at what it continues or learns from
                 self.state = json.loads(state_file.read_text())
         elif state_file.exists():
             raise ConfigError(f"{directory}: holds a run already; pass --resume to go on, or another --output")

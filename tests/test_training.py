@@ -68,6 +68,9 @@ def test_wrong_recipes_are_named(tmp_path):
     (tmp_path / "r.yaml").write_text("name: r\nsources: []\nstages: []\nepoch: 3\n")
     with pytest.raises(ConfigError, match="epoch"):
         training.load_recipe(str(tmp_path / "r.yaml"))
+    (tmp_path / "r.yaml").write_text("name: r\nsources: []\nstages: []\nteacher: t\ncached_draws: 2\n")
+    with pytest.raises(ConfigError, match="leave cached_draws out"):
+        training.load_recipe(str(tmp_path / "r.yaml"))
 
 
 def test_views_depend_on_seed_draw_and_index_only(collection):
@@ -302,9 +305,20 @@ def test_a_recipe_may_learn_from_a_teacher(collection, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "load_recipe", {"first": first}.__getitem__)
     recipe = _recipe(collection, teacher="first", teacher_weight=1.0, mask_weight=1.0)
     alone = training.train(recipe.model_copy(update={"teacher": None}), collection.parent, tmp_path / "alone")
-    whole = training.train(recipe, collection.parent, tmp_path / "whole")  # trains the teacher, too
+    with pytest.raises(ConfigError, match="no trained first there"):
+        training.train(recipe, collection.parent, tmp_path / "untold")
+    whole = training.train(recipe, collection.parent, tmp_path / "whole", teacher_weights="none")  # trains both
     given = training.train(recipe, collection.parent, tmp_path / "given", teacher=tmp_path / "whole" / "first")
     assert not (tmp_path / "given" / "first").exists()
+
+    def stop(event):
+        if "loss" in event:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):  # after the teacher's only epoch
+        training.train(recipe, collection.parent, tmp_path / "killed", teacher_weights="none", report=stop)
+    resumed = training.train(recipe, collection.parent, tmp_path / "killed", resume=True)
+    np.testing.assert_allclose(resumed.get_weights()[0], whole.get_weights()[0], atol=1e-5)
     for a, b in zip(whole.get_weights(), given.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert np.abs(whole.get_weights()[0] - alone.get_weights()[0]).max() > 1e-4

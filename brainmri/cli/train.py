@@ -32,8 +32,9 @@ def register(app: typer.Typer) -> None:
             Path | None, typer.Option(help="Run folder of the recipe's teacher; trained if empty.")
         ] = None,
         teacher_weights: Annotated[
-            str, typer.Option(help="What the teacher starts from: none, or a file of scripts/teacher_weights.py.")
-        ] = "none",
+            str | None,
+            typer.Option(help="What a teacher starts from: a file of scripts/teacher_weights.py, or none."),
+        ] = None,
         start: Annotated[
             Path | None,
             typer.Option(metavar="CARD", help="Card of the model to go on from, where the recipe continues another."),
