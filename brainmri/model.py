@@ -136,14 +136,20 @@ def build_network(
     probabilities = layers.Activation("softmax", name="probabilities", dtype="float32" if mask_head else None)(logits)
     if not mask_head:
         return keras.Model(image, probabilities, name="vgg16")
-    cells = layers.Concatenate(name="mask_features")([block4, features])
-    cells = layers.Conv2D(n_classes, 1, name="mask_logits", dtype="float32")(cells)
-    mask = layers.Activation("softmax", name="mask", dtype="float32")(cells)
-    outputs = {"probabilities": probabilities, "mask": mask}
+    outputs = {"probabilities": probabilities, "mask": mask_output(block4, features, n_classes)}
     if averaged:
         named = {layer.name: layer for layer in keras.Model(image, logits).layers}
         outputs["contributions"] = _contributions(named)(features, hidden)
     return keras.Model(image, outputs, name="vgg16_training")
+
+
+def mask_output(finer, features, n_classes: int):
+    """The auxiliary output ``mask``: class probabilities per cell, from two layers of the same grid; float32."""
+    from keras import layers
+
+    cells = layers.Concatenate(name="mask_features")([finer, features])
+    cells = layers.Conv2D(n_classes, 1, name="mask_logits", dtype="float32")(cells)
+    return layers.Activation("softmax", name="mask", dtype="float32")(cells)
 
 
 def _contributions(named: dict[str, keras.Layer]) -> keras.Layer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainmri.errors import ModelError
-from brainmri.model import LOGITS_LAYER
+from brainmri.model import LOGITS_LAYER, mask_output
 from brainmri.types import CLASS_NAMES
 
 if TYPE_CHECKING:
@@ -91,10 +91,7 @@ def build_teacher(*, input_size: int, n_classes: int = len(CLASS_NAMES), mask_he
     probabilities = layers.Activation("softmax", name="probabilities", dtype="float32")(logits)
     if not mask_head:
         return keras.Model(image, probabilities, name="teacher")
-    coarse = layers.UpSampling2D(name="mask_coarse")(features)
-    cells = layers.Concatenate(name="mask_features")([fine, coarse])
-    cells = layers.Conv2D(n_classes, 1, name="mask_logits", dtype="float32")(cells)
-    mask = layers.Activation("softmax", name="mask", dtype="float32")(cells)
+    mask = mask_output(fine, layers.UpSampling2D(name="mask_coarse")(features), n_classes)
     return keras.Model(image, {"probabilities": probabilities, "mask": mask}, name="teacher_training")
 
 
