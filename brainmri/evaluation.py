@@ -201,6 +201,37 @@ def expected_calibration_error(y_true: np.ndarray, probabilities: np.ndarray, n_
     return reliability(y_true, probabilities, None, n_bins)["ece"]
 
 
+def ece_by_chance(
+    probabilities: np.ndarray, n_bins: int = N_BINS, n_draws: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """ECE that the same probabilities would show if every one of them were exactly right.
+
+    An ECE averages distances, so it is above 0 even then: bins hold few images. Images are taken as independent.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (n, n_classes)
+
+    Returns
+    -------
+    dict
+        ``mean`` and ``percentile_95`` over ``n_draws`` draws of which images are right.
+
+    References
+    ----------
+    .. [1] Bröcker & Smith, "Increasing the Reliability of Reliability Diagrams", Weather and Forecasting 2007:
+       consistency resampling.
+    """
+    top = np.sort(probabilities.max(axis=1).astype(np.float64))
+    starts = [members[0] for members in np.array_split(np.arange(len(top)), min(n_bins, len(top)))]
+    rng, errors = np.random.default_rng(seed), []
+    for draws in np.array_split(np.arange(n_draws), max(1, n_draws * len(top) // 4_000_000)):
+        right = rng.random((len(draws), len(top))) < top
+        errors.append(np.abs(np.add.reduceat(right - top, starts, axis=1)).sum(axis=1) / len(top))
+    found = np.concatenate(errors)
+    return {"mean": round(float(found.mean()), 6), "percentile_95": round(float(np.percentile(found, 95)), 6)}
+
+
 def proper_scores(y_true: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Brier score (sum over classes, 0-2) and log loss (natural, probabilities clipped at 1e-12)."""
     chosen = np.clip(probabilities[np.arange(len(y_true)), y_true].astype(np.float64), 1e-12, 1)
@@ -436,6 +467,7 @@ def _calibration(table, labels, probabilities, typed, bootstrap, undefined) -> d
     if set(columns) <= set(table.columns):
         raw = softmax(table.loc[typed, columns].to_numpy(np.float64))
         found["before"] = reliability(y_true, raw, part) | proper_scores(y_true, raw)
+    found["ece_by_chance"] = ece_by_chance(probabilities[typed], n_draws=part.n_replicates)
     found["ece"], found["brier"], found["log_loss"] = after["ece"], after["brier"], after["log_loss"]
     return found
 

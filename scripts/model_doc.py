@@ -67,6 +67,18 @@ def gate_table(strange: dict[str, Any], clean: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def calibration_table(clean: dict[str, Any]) -> str:
+    """Probabilities on clean test without and with the temperature."""
+    lines = ["| Clean test | ECE | ECE by chance: mean, 95th percentile | Brier | Log loss |", "|---|---|---|---|---|"]
+    said = clean.get("calibration") or {}
+    for title, when in (("before the temperature", "before"), ("after", "after")):
+        if row := said.get(when):
+            chance = said["ece_by_chance"]
+            by_chance = f"{chance['mean']:.3f}, {chance['percentile_95']:.3f}" if when == "after" else "–"
+            lines.append(f"| {title} | {row['ece']:.3f} | {by_chance} | {row['brier']:.3f} | {row['log_loss']:.3f} |")
+    return "\n".join(lines)
+
+
 def conformal_table(clean: dict[str, Any]) -> str:
     """Coverage and size of the prediction sets on clean test."""
     lines = ["| Sets | Coverage on clean test | Mean size |", "|---|---|---|"]
@@ -145,6 +157,7 @@ def fill_evaluation(model_id: str) -> None:
 
     clean = metrics("clean-test")
     tables = {
+        "calibration": calibration_table(clean),
         "conformal": conformal_table(clean),
         "gate": gate_table(metrics("out-of-distribution"), clean),
         "shortcuts": shortcut_table(clean),

@@ -146,6 +146,20 @@ def test_a_calibrated_model_has_a_small_ece_and_an_overconfident_one_does_not():
     assert evaluation.expected_calibration_error(y, softmax(3 * logits)) > 0.1
 
 
+def test_ece_by_chance_is_what_exactly_right_probabilities_show():
+    """Against plain redrawing of the labels; and it falls with the root of the number of images."""
+    rng = np.random.default_rng(4)
+    p = softmax(rng.normal(size=(600, 4)) * 3)
+    drawn = [
+        evaluation.expected_calibration_error((rng.random((600, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(0, 3), p)
+        for _ in range(400)
+    ]
+    said = evaluation.ece_by_chance(p)
+    assert said["mean"] == pytest.approx(np.mean(drawn), rel=0.05)
+    assert said["percentile_95"] == pytest.approx(np.percentile(drawn, 95), rel=0.08)
+    assert evaluation.ece_by_chance(np.tile(p, (16, 1)))["mean"] == pytest.approx(said["mean"] / 4, rel=0.1)
+
+
 def test_operating_curve_goes_from_nothing_to_everything():
     positive = np.array([True, True, False, False, True])
     score = np.array([0.9, 0.8, 0.8, 0.1, 0.3])

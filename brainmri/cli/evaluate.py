@@ -104,7 +104,9 @@ def evaluate(
 
 def _echo_rest(metrics: dict) -> None:
     if metrics["calibration"]:
-        typer.echo(f"ECE {metrics['calibration']['ece']:.3f}, Brier {metrics['calibration']['brier']:.3f}")
+        said = metrics["calibration"]
+        chance = f" (exactly right probabilities: {said['ece_by_chance']['mean']:.3f})"
+        typer.echo(f"ECE {said['ece']:.3f}{chance}, Brier {said['brier']:.3f}")
     for level, row in metrics["conformal"].items():
         typer.echo(f"{float(level):.0%} sets: coverage {row['coverage']:.3f}, mean size {row['mean_set_size']:.2f}")
     if metrics["gate"]:

@@ -356,6 +356,11 @@ def _probabilities(run: Run, found: list[Run]) -> None:
             f"Temperature {run.metrics['model']['temperature']:.3f}, fitted on clean validation images. "
             "Lower is better in all three."
         )
+        if chance := calibration.get("ece_by_chance"):
+            st.caption(
+                f"Probabilities that were exactly right would show an ECE of {chance['mean']:.3f} on as many images, "
+                f"and up to {chance['percentile_95']:.3f} in 19 of 20 such sets: bins hold few images."
+            )
     st.markdown("**Conformal prediction sets**: how often the true class is in the set, and how large the set is")
     conformal = run.metrics.get("conformal") or {}
     if not conformal:
