@@ -78,7 +78,7 @@ def run_benchmark(
 
     directory = Path(settings.model.directory)
     card = read_card(model_id or settings.model.id, directory)
-    default = check_optimised(optimised_path(card.id, directory), card)
+    check_optimised(optimised_path(card.id, directory), card)
     slices = _slices()
     inputs = np.stack([preprocess(s.pixels)[0] for s in slices])
     with _engines(card, directory, report) as engines:
@@ -89,8 +89,9 @@ def run_benchmark(
             [e.precision for e in engines.values() if hasattr(e, "precision")], rounds=5 if quick else 15
         )
         gflop = network_gflop(engines["openvino float32"])
-    chosen = f"openvino {default}"
     classifier = load_classifier(card.id, directory)
+    default = classifier.engine.precision  # not the network's: bf16 is computed in float32 where the processor lacks it
+    chosen = f"openvino {default}"
     report("prediction with and without Grad-CAM")
     grad_cam = measure_grad_cam(classifier, slices, directory, rounds=20 if quick else 60)
     report("decision and gate")

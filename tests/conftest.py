@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,26 @@ def tiny_models(tmp_path_factory) -> Path:
         written = model.save_model(model.build_network(), card, folder)
         optimize.write_optimised(optimize.export_network(written, folder), "bf16", written, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def native_bf16() -> str:
+    """What this processor computes a bf16 network in: bf16 itself, or float32 where it lacks bfloat16."""
+    import openvino
+
+    return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+
+
+@pytest.fixture(scope="session")
+def two_gflop_s() -> float:
+    """Seconds of a float32 product of 1024 x 1024 matrices here: about what int8 takes for a prediction, anywhere."""
+    a = np.ones((1024, 1024), np.float32)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_latency_takes_turns_and_counts_per_image():
     assert all(ms > 0 for by_batch in found.values() for ms in by_batch.values())
 
 
-def test_the_whole_benchmark_in_miniature(tiny_models, tiny_blocks, monkeypatch):
+def test_the_whole_benchmark_in_miniature(tiny_models, tiny_blocks, native_bf16, monkeypatch):
     settings = Settings(model=ModelSettings(id="tiny", directory=tiny_models))
     # A process of its own does not know the miniature network's Keras side; its OpenVINO side is the real thing.
     cold = benchmark.run_process
@@ -108,16 +108,16 @@ def test_the_whole_benchmark_in_miniature(tiny_models, tiny_blocks, monkeypatch)
         "cold_start_vs_keras",
         "archive_vs_bare_engine",
     } <= set(decoded["ratios"])
-    assert decoded["default_precision"] == "bf16"
+    assert decoded["default_precision"] == native_bf16
     latency = decoded["latency_ms"]
-    assert {"keras predict", "keras tf.function", "openvino float32", "openvino bf16"} <= set(latency)
-    ratio = latency["keras predict"]["32"] / latency["openvino bf16"]["32"]
+    assert {"keras predict", "keras tf.function", "openvino float32", f"openvino {native_bf16}"} <= set(latency)
+    ratio = latency["keras predict"]["32"] / latency[f"openvino {native_bf16}"]["32"]
     assert decoded["ratios"]["default_vs_keras_predict_batch_32"] == pytest.approx(ratio, rel=0.01)
     assert decoded["ratios"]["cold_start_vs_keras"] > 1
     assert 0 < decoded["decision"]["decision_ms"] < decoded["decision"]["prediction_ms"]
     assert 20 < decoded["cold_start"]["openvino"]["peak_mib"] < 600
     table = benchmark.as_table(result)
-    assert "| openvino bf16 |" in table
+    assert f"| openvino {native_bf16} |" in table
     assert "cold_start_vs_keras" in table
 
 
@@ -194,7 +194,7 @@ def test_commands_exist():
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
 
-def test_int8_for_speed_is_int8(tiny_models, tiny_blocks, tmp_path, capsys):
+def test_int8_for_speed_is_int8(tiny_models, tiny_blocks, native_bf16, tmp_path, capsys):
     card = read_card("tiny", tiny_models)
     inputs = np.random.default_rng(0).random((4, 128, 128), np.float32)
     model = optimize.quantise_blindly(optimize.export_network(card, tiny_models), inputs)
@@ -203,4 +203,4 @@ def test_int8_for_speed_is_int8(tiny_models, tiny_blocks, tmp_path, capsys):
     assert check_optimised(path, card) == "int8"
     assert len(optimize.int8_layers(model)) == 5
     assert optimised_path("tiny", tmp_path) == path
-    assert load_classifier("tiny", tiny_models).engine.precision == "bf16"
+    assert load_classifier("tiny", tiny_models).engine.precision == native_bf16

@@ -86,11 +86,12 @@ def test_blank_head_keeps_the_border_only(head):
 
 
 @pytest.mark.parametrize("method", counterfactual.METHODS)
-def test_inpaint_is_quick_enough_to_augment_with(head, method):
+def test_inpaint_is_quick_enough_to_augment_with(head, method, two_gflop_s):
+    """Training spends some 25 GFLOP on a view."""
     image, blob = head
     times = []
     for seed in range(15):
         start = time.perf_counter()
         counterfactual.inpaint(image, blob, np.random.default_rng(seed), method)
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.005, f"{min(times) * 1e3:.1f} ms for 160 x 160"
+    assert min(times) < two_gflop_s, f"{min(times) * 1e3:.1f} ms for 160 x 160"

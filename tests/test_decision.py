@@ -268,8 +268,8 @@ def test_gate_without_inputs_says_so(rule):
         rule.apply(np.zeros((1, 4)), np.zeros((1, 8, 8, 16)))
 
 
-def test_deciding_is_cheap(rule, gate_data):
-    """A prediction takes some 20 ms at best on two cores; the decision may take a tenth of it."""
+def test_deciding_is_cheap(rule, gate_data, two_gflop_s):
+    """Little of what a prediction takes; how much exactly is for ``brainmri benchmark`` to say."""
     rng = np.random.default_rng(0)
     features = np.maximum(rng.normal(1, 0.3, (200, 8, 8, 512)), 0).astype(np.float32)
     inputs = np.concatenate([gate_data["train"][1], gate_data["validation"][1]])[:200]
@@ -280,4 +280,4 @@ def test_deciding_is_cheap(rule, gate_data):
         start = time.perf_counter()
         wide.apply(np.zeros((1, 4), np.float32), features[i : i + 1], inputs[i : i + 1])
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.002, f"{min(times) * 1e3:.2f} ms"
+    assert min(times) < two_gflop_s / 3, f"{min(times) * 1e3:.2f} ms"
