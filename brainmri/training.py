@@ -599,7 +599,7 @@ class _Run:
             before = [directory / name for name in (recipe.continues, recipe.teacher) if name]
             if not state_file.is_file() and not any(folder.is_dir() for folder in before):
                 raise ConfigError(f"{directory}: nothing to resume; expected state.json from an earlier run")
-            if yaml.safe_load((directory / "recipe.yaml").read_text("utf-8")) != recipe.model_dump(mode="json"):
+            if not _same(yaml.safe_load((directory / "recipe.yaml").read_text("utf-8")), recipe):
                 raise ConfigError(f"{directory}: was started with another recipe; pass the same, or another --output")
             if state_file.is_file():  # else it was still at what it continues or learns from
                 self.state = json.loads(state_file.read_text())
@@ -632,6 +632,15 @@ class _Run:
         temporary = self.directory / f"{name}.tmp"
         temporary.write_text(text, "utf-8")
         os.replace(temporary, self.directory / name)
+
+
+def _same(stored: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether a stored recipe trains what this one does: other words, and fields added since, change nothing."""
+    try:
+        before = Recipe.model_validate(stored)
+    except ValidationError:
+        return False
+    return before.model_dump(exclude={"description"}) == recipe.model_dump(exclude={"description"})
 
 
 def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str, start, data: TrainingSet):
@@ -704,12 +713,15 @@ def _fit_stage(
         if epoch >= stage.epochs - stage.average_epochs:
             trained.save_weights(run.snapshot(number, epoch))
             if epoch + 1 == stage.epochs:
-                _average(trained, [run.snapshot(number, e) for e in range(epoch + 1 - stage.average_epochs, epoch + 1)])
+                last = range(max(0, stage.epochs - stage.average_epochs), stage.epochs)
+                _average(trained, [run.snapshot(number, e) for e in last])
                 _measure_batch_statistics(trained, batches.of_epoch(epoch))
         row |= _validate(network, inputs, held_out, recipe)
         elapsed = time.perf_counter() - start
         row["elapsed_s"] = round(run.state["elapsed_s"] + elapsed, 1)
-        run.finish_epoch(trained, number, epoch, epoch + 1 == stage.epochs, row)
+        finished = epoch + 1 == stage.epochs
+        # What is trained on cached features is a part of the network; whoever comes after the stage needs all of it.
+        run.finish_epoch(network if finished else trained, number, epoch, finished, row)
         if report:
             left = sum(s.epochs * (s.input_size / size) ** 1.5 for s in recipe.stages[number + 1 :])
             report(row | {"remaining_s": elapsed * (stage.epochs - epoch - 1 + left)})

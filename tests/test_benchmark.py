@@ -187,6 +187,14 @@ def test_listing_and_memory_of_an_archive_job(tiny_models, tmp_path, monkeypatch
     assert memory["output_bytes_per_row"] > 100
 
 
+def test_a_cached_classic_epoch_is_measured(tiny_blocks, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["classic_epoch.py", "--images", "8", "--repeats", "1"])
+    script("classic_epoch").main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 8
+    assert found["cached_over_plain"] > 0
+
+
 def test_commands_exist():
     from brainmri.cli import app
 

@@ -459,6 +459,18 @@ def test_cached_features_train_like_the_frozen_network(collection, tmp_path):
     cached = training.train(_recipe(collection, cached_draws=1, **changes), collection.parent, tmp_path / "cached")
     for a, b in zip(plain.get_weights(), cached.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)  # features wait as float16
+    recipe = _recipe(collection, cached_draws=1, description="other words", **changes)
+    again = training.train(recipe, collection.parent, tmp_path / "cached", resume=True)  # finished: the whole network
+    for a, b in zip(again.get_weights(), cached.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_fewer_epochs_than_are_averaged_are_all_averaged(collection, tmp_path):
+    stage = {"input_size": 32, "epochs": 3, "learning_rate": 1e-3, "average_epochs": 3}
+    recipe = training.override(_recipe(collection, stages=[stage]), epochs=1)
+    training.train(recipe, collection.parent, tmp_path)
+    assert (tmp_path / "stage0.epoch0.weights.h5").is_file()
 
 
 def test_kill_9_in_an_epoch_loses_at_most_that_epoch(collection, tmp_path):
