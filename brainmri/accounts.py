@@ -452,10 +452,16 @@ def confirm_password(database: Database, user: User, password: str) -> None:
     Raises
     ------
     AccountError
-        The password is wrong; counted like a failed sign-in.
+        The password is wrong (counted like a failed sign-in), the account is switched off, or it must change its
+        password first.
     """
-    if _verify(database, user.username, password) is None:
+    row = _verify(database, user.username, password)
+    if row is None:
         raise AccountError("The password is wrong.")
+    if not row.active:
+        raise AccountError("This account is switched off; an administrator can switch it on again.")
+    if row.must_change_password:
+        raise AccountError("An administrator gave this password; sign in and change it first.")
 
 
 def change_password(database: Database, user: User, current: str, new: str, session_id: str | None = None) -> None:

@@ -25,10 +25,14 @@ from brainmri.storage import (
     DeletionRow,
     Record,
     UtcDateTime,
-    delete_record,
+    attached_to,
+    deleting,
     load_slice,
     may_delete,
+    may_delete_signed,
     may_see_images,
+    plain_cell,
+    sees_all,
     utc_now,
     visible_to,
 )
@@ -50,7 +54,7 @@ class Patient(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
-    pseudonym: Mapped[str] = mapped_column(sa.String(64), unique=True)  # P-XXXXXXXX
+    pseudonym: Mapped[str] = mapped_column(sa.String(64), unique=True)  # P-XXXXXXXXXXXX
     name: Mapped[str] = mapped_column(sa.String(200), default="")
     birth_date: Mapped[date | None]
     sex: Mapped[str] = mapped_column(sa.String(10), default="")  # F, M, O or empty, as DICOM (0010,0040)
@@ -163,7 +167,7 @@ def create_patient(
     """
     if user.id is None:
         raise PermissionDeniedError("a guest stores nothing; sign in to keep patients")
-    pseudonym = _checked_pseudonym(pseudonym or f"P-{secrets.token_hex(4).upper()}")
+    pseudonym = _checked_pseudonym(pseudonym or f"P-{secrets.token_hex(6).upper()}")
     values = _checked(name=name, birth_date=birth_date, sex=sex)
     patient = Patient(user_id=user.id, pseudonym=pseudonym, **values, search_key=_search_key(pseudonym, name))
     with database.write() as session:
@@ -263,11 +267,33 @@ def edits_of(database: Database, user: User, patient_id: int) -> list[Edit]:
         return list(session.scalars(sa.select(Edit).where(Edit.patient_id == patient_id).order_by(Edit.id.desc())))
 
 
-def patient_for_pseudonym(database: Database, user: User, pseudonym: str) -> Patient:
-    """Patient of a de-identified study: the one with this pseudonym, made at first sight."""
+def known_patient(database: Database, user: User, pseudonym: str) -> Patient | None:
+    """The patient with this pseudonym among those that a user may see."""
+    query = sa.select(Patient).where(
+        Patient.pseudonym.in_((pseudonym, _own_pseudonym(user, pseudonym))), _visible_patients(user)
+    )
     with database.read() as session:
-        found = session.scalar(sa.select(Patient).where(Patient.pseudonym == pseudonym))
-    return found or create_patient(database, user, pseudonym=pseudonym)
+        return session.scalar(query.order_by(sa.func.length(Patient.pseudonym)).limit(1))
+
+
+def patient_for_pseudonym(
+    database: Database, user: User, pseudonym: str, *, name: str = "", birth_date: date | None = None, sex: str = ""
+) -> Patient:
+    """Patient of a study: the one with this pseudonym among those that the user may see, made at first sight.
+
+    Where only somebody else has that patient, this user gets one of their own, marked with their number.
+    """
+    found = known_patient(database, user, pseudonym)
+    if found is not None:
+        return found
+    with database.read() as session:
+        taken = session.scalar(sa.select(sa.exists().where(Patient.pseudonym == pseudonym)))
+    chosen = _own_pseudonym(user, pseudonym) if taken else pseudonym
+    return create_patient(database, user, pseudonym=chosen, name=name, birth_date=birth_date, sex=sex)
+
+
+def _own_pseudonym(user: User, pseudonym: str) -> str:
+    return f"{pseudonym} (user {user.id})"
 
 
 def file_records(
@@ -288,9 +314,10 @@ def file_records(
     Raises
     ------
     StorageError
-        A record that this user may not see.
+        A patient or a record that this user may not see; nothing was filed.
     """
     with database.write() as session:
+        _patient(session, user, patient_id)
         study = None
         if study_uid:
             study = session.scalar(sa.select(Study).where(Study.patient_id == patient_id, Study.study_uid == study_uid))
@@ -382,21 +409,6 @@ def add_verdict(database: Database, user: User, record_id: int, verdict: str, no
     return row
 
 
-def verdicts_of(database: Database, user: User, record_id: int) -> list[tuple[Verdict, str]]:
-    """What was said about a record and by whom, newest first."""
-    from brainmri.storage import UserRow
-
-    with database.read() as session:
-        query = (
-            sa.select(Verdict, UserRow.name)
-            .join(UserRow, UserRow.id == Verdict.user_id)
-            .join(Record, Record.id == Verdict.record_id)
-            .where(Verdict.record_id == record_id, visible_to(user))
-            .order_by(Verdict.id.desc())
-        )
-        return [(verdict, who) for verdict, who in session.execute(query)]
-
-
 def export_patient(database: Database, settings: Settings, user: User, patient_id: int) -> bytes:
     """Pack everything about one patient that this user may see.
 
@@ -458,8 +470,20 @@ def export_patient(database: Database, settings: Settings, user: User, patient_i
     return buffer.getvalue()
 
 
+def what_deletion_takes(database: Database, user: User, patient_id: int) -> str:
+    """What `delete_patient` would delete, in words such as ``1 studies, 24 cases, 1 signed report``.
+
+    Raises
+    ------
+    PermissionDeniedError, StorageError
+        As `delete_patient` would.
+    """
+    with database.read() as session:
+        return _deletable(session, user, patient_id)[1]
+
+
 def delete_patient(database: Database, settings: Settings, user: User, patient_id: int) -> str:
-    """Delete a patient with all studies, cases, image files, verdicts, edits and reports; one line stays.
+    """Delete a patient with all studies, cases, image files, verdicts, edits and reports, or nothing; one line stays.
 
     Returns
     -------
@@ -469,34 +493,44 @@ def delete_patient(database: Database, settings: Settings, user: User, patient_i
     Raises
     ------
     PermissionDeniedError
-        Some of the cases belong to somebody else (only an administrator deletes those).
+        Some of the cases belong to somebody else, or a signed report is on one (only an administrator deletes those).
     StorageError
-        No such patient.
+        No such patient, or an image file cannot be removed.
     """
-    with database.read() as session:
-        patient = _patient(session, user, patient_id)
-        records = list(
-            session.scalars(
-                sa.select(Record)
-                .join(StudyRecord, StudyRecord.record_id == Record.id)
-                .join(Study, Study.id == StudyRecord.study_id)
-                .where(Study.patient_id == patient_id)
-            )
-        )
-        n_studies = session.scalar(sa.select(sa.func.count()).select_from(Study).where(Study.patient_id == patient_id))
-    own = patient.user_id == user.id or user.role == "admin"
-    if not own or not all(may_delete(user, record) for record in records):
-        raise PermissionDeniedError("this patient has cases of other users; ask an administrator to delete it")
-    for record in records:
-        delete_record(database, settings, user, record.id)
-    line = f"patient {patient_id}: {n_studies} studies, {len(records)} cases"
-    with database.write() as session:
+    with deleting(database, settings) as (session, remove):
+        records, takes = _deletable(session, user, patient_id)
+        remove(records)
         session.execute(sa.delete(Patient).where(Patient.id == patient_id))
+        line = f"patient {patient_id}: {takes}"
         session.add(DeletionRow(user_id=user.id, username=user.username, what=line))
     if database.engine.dialect.name == "sqlite":  # or the journal would still hold what was deleted
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     return line
+
+
+def _deletable(session: Session, user: User, patient_id: int) -> tuple[Sequence[Record], str]:
+    """Records of a patient that this user may delete, and what goes with the patient, in words."""
+    patient = _patient(session, user, patient_id)
+    records = session.scalars(sa.select(Record).where(Record.id.in_(_records_of(patient_id)))).all()
+    if (patient.user_id != user.id and user.role != "admin") or not all(may_delete(user, r) for r in records):
+        raise PermissionDeniedError("this patient has cases of other users; ask an administrator to delete it")
+    attached = attached_to(session, _records_of(patient_id))
+    if attached.signed and not may_delete_signed(user):
+        raise PermissionDeniedError(
+            f"this patient's cases have {attached.text}; only an administrator deletes signed reports"
+        )
+    n_studies = session.scalar(sa.select(sa.func.count()).select_from(Study).where(Study.patient_id == patient_id))
+    takes = f"{n_studies} studies, {len(records)} cases"
+    return records, takes + (f", {attached.text}" if attached.text else "")
+
+
+def _records_of(patient_id: int) -> sa.Select:
+    return (
+        sa.select(StudyRecord.record_id)
+        .join(Study, Study.id == StudyRecord.study_id)
+        .where(Study.patient_id == patient_id)
+    )
 
 
 def deletions(database: Database, user: User, limit: int = 100) -> list[DeletionRow]:
@@ -519,7 +553,7 @@ def _visible_patients(user: User) -> sa.ColumnElement[bool]:
     """A reader's own and those with a case of theirs; a radiologist and an administrator see all."""
     if user.id is None:
         return sa.false()
-    if user.role in ("admin", "radiologist"):
+    if sees_all(user):
         return sa.true()
     return sa.or_(Patient.user_id == user.id, Patient.id.in_(_patients_with(Record.user_id == user.id)))
 
@@ -558,18 +592,28 @@ def _checked(**values: object) -> dict:
     return values
 
 
+def read_birth_date(text: str) -> date | None:
+    """A birth date as DICOM writes it (``19610203``); None where it is no day, or none that a patient may have."""
+    try:
+        day = date.fromisoformat(text if text.isdecimal() else "")
+        _checked(birth_date=day)
+    except (ValueError, StorageError):
+        return None
+    return day
+
+
 def _search_key(pseudonym: str, name: str) -> str:
     return f"{pseudonym} {name}".casefold()[:300]
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """CSV that a spreadsheet shows as text: a cell that would start a formula gets an apostrophe."""
+    """CSV that a spreadsheet shows as text."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(header)
     for row in rows:
         cells = ("" if v is None else v.isoformat() if isinstance(v, date) else v for v in row)
-        writer.writerow([f"'{c}" if isinstance(c, str) and c[:1] in tuple("=+-@\t\r") and c else c for c in cells])
+        writer.writerow([plain_cell(c) for c in cells])
     return "\ufeff" + buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
 from brainmri.errors import PermissionDeniedError, StorageError
-from brainmri.storage import Base, Database, Record, UserRow, UtcDateTime, utc_now, visible_to
+from brainmri.storage import Base, Database, Record, UserRow, UtcDateTime, plain_cell, utc_now, visible_to
 from brainmri.types import CLASS_TITLES
 
 if TYPE_CHECKING:
@@ -89,8 +89,10 @@ def add_reading(
     return row
 
 
-def readings_of(database: Database, user: User, record_id: int | None = None) -> list[tuple[Reading, Record, str]]:
-    """Verdicts on the cases a user may see, oldest first, each with its case and its reader's user name."""
+def readings_of(
+    database: Database, user: User, record_id: int | None = None, *, own: bool = False
+) -> list[tuple[Reading, Record, str]]:
+    """Verdicts (``own``: this user's) on the cases a user may see, oldest first, with case and reader's user name."""
     query = (
         sa.select(Reading, Record, UserRow.username)
         .join(Record, Record.id == Reading.record_id)
@@ -100,6 +102,8 @@ def readings_of(database: Database, user: User, record_id: int | None = None) ->
     )
     if record_id is not None:
         query = query.where(Record.id == record_id)
+    if own:
+        query = query.where(Reading.user_id == user.id)
     with database.read() as session:
         return [(reading, record, who) for reading, record, who in session.execute(query)]
 
@@ -113,15 +117,15 @@ COLUMNS = (
 
 
 def export_readings(database: Database, user: User) -> str:
-    """All verdicts a user may see as CSV, one line each with what the model had said."""
+    """A reader's own verdicts as CSV, one line each with what the model had said."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for reading, record, who in readings_of(database, user):
+    for reading, record, who in readings_of(database, user, own=True):
         writer.writerow(
             [
-                reading.id, record.id, record.image_sha256, _cell(record.name), _cell(who), reading.kind,
-                reading.verdict, _cell(reading.note), int(reading.blind), "; ".join(reading.maps),
+                reading.id, record.id, record.image_sha256, plain_cell(record.name), plain_cell(who), reading.kind,
+                reading.verdict, plain_cell(reading.note), int(reading.blind), "; ".join(reading.maps),
                 reading.shown_at.isoformat(), reading.created_at.isoformat(),
                 f"{(reading.created_at - reading.shown_at).total_seconds():.1f}", record.model_id,
                 record.weights_sha256, record.decision, record.label or "",
@@ -129,8 +133,3 @@ def export_readings(database: Database, user: User) -> str:
             ]
         )  # fmt: skip
     return buffer.getvalue()
-
-
-def _cell(text: str) -> str:
-    """A spreadsheet must not take a reader's text for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

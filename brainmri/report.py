@@ -203,13 +203,6 @@ def reports_of(database: Database, user: User, record_id: int) -> list[Report]:
         return list(session.scalars(query.where(visible_to(user)).order_by(Report.id.desc())))
 
 
-def recent_reports(database: Database, user: User, limit: int = 50) -> list[Report]:
-    """Reports on the records a user may see, newest first."""
-    with database.read() as session:
-        query = sa.select(Report).join(Record, Record.id == Report.record_id).where(visible_to(user))
-        return list(session.scalars(query.order_by(Report.id.desc()).limit(limit)))
-
-
 def reports_of_patient(database: Database, user: User, patient_id: int) -> list[Report]:
     """Reports on one patient's records, oldest first."""
     from brainmri.patients import Study, StudyRecord

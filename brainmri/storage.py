@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -188,7 +188,7 @@ class DeletionRow(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     user_id: Mapped[int | None]  # no foreign key: the line outlives the account
     username: Mapped[str] = mapped_column(sa.String(64))
-    what: Mapped[str] = mapped_column(sa.String(200))  # "case 12", "patient 3: 2 studies, 24 cases, 1 report"
+    what: Mapped[str] = mapped_column(sa.String(200))  # "case 12: 1 signed report, 2 verdicts"
 
 
 class Database:
@@ -208,15 +208,25 @@ class Database:
     def __init__(self, url: str):
         try:
             parsed = sa.make_url(url)
+            if parsed.get_backend_name() != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
+                raise ValueError("an @ in the password")
+        except (sa.exc.SQLAlchemyError, ValueError):  # their texts may quote a part of the password
+            raise StorageError(
+                "the URL of the database cannot be read; expected sqlite:///file or "
+                "postgresql+psycopg://user:password@host:5432/name, an @ in the password as %40; check database.url"
+            ) from None
+        try:
             if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
                 Path(parsed.database).touch(mode=0o600)  # it will hold names; the driver's default is everyone's
             self.engine = _make_engine(parsed)
             self._writer = self.engine.execution_options(brainmri_writes=True)
             _upgrade(self._writer)
-        except (sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-            shown = sa.make_url(url).render_as_string() if "://" in url else url
-            raise StorageError(f"database {shown} cannot be used: {_one_line(error)}; check database.url") from error
+        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError) as error:
+            shown = parsed.set(query={}).render_as_string()  # the query may hold a password, too
+            missing = isinstance(error, ImportError) and parsed.get_backend_name() == "postgresql"
+            todo = "install the driver: .venv/bin/pip install -e '.[postgres]'" if missing else "check database.url"
+            raise StorageError(f"database {shown} cannot be used: {_one_line(error)}; {todo}") from error
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -381,8 +391,8 @@ def save_record(
         notes=list(mri_slice.notes),
     )
     folder = settings.uploads.directory
-    with _stored_file(folder, record.file_sha256, content) as publish, database.write() as session:
-        lock(session, record.file_sha256)
+    with _stored_file(database, folder, record.file_sha256, content) as publish, database.write() as session:
+        _lock_file(session, record.file_sha256)
         session.add(record)
         session.flush()
         publish()  # inside the transaction: no commit without the file, no file without the commit
@@ -477,36 +487,106 @@ def open_record(database: Database, user: User, record_id: int) -> Record:
     return record
 
 
+def owners(database: Database, user: User) -> dict[int, str]:
+    """User names by id of everyone who has a record that this user may see, sorted by name."""
+    owns = sa.exists().where(Record.user_id == UserRow.id, visible_to(user))
+    with database.read() as session:
+        query = sa.select(UserRow.id, UserRow.username).where(owns).order_by(UserRow.username)
+        return dict(session.execute(query).tuples().all())
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What hangs on records and is deleted with them."""
+
+    signed: int
+    drafts: int
+    verdicts: int
+    readings: int
+
+    @property
+    def text(self) -> str:
+        """Such as ``1 signed report, 2 verdicts``; empty where there is nothing."""
+        named = {"signed report": self.signed, "draft report": self.drafts}
+        named |= {"verdict": self.verdicts, "reading": self.readings}
+        return ", ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in named.items() if n)
+
+
+def attached_to(session: Session, record_ids: Sequence[int] | sa.Select) -> Attached:
+    """Count what hangs on some records, whoever wrote it."""
+
+    def count(table: str, *conditions: sa.ColumnElement[bool]) -> int:
+        # By name: the modules that hold these tables stand above this one.
+        rows = sa.table(table, sa.column("record_id"))
+        query = sa.select(sa.func.count()).select_from(rows).where(rows.c.record_id.in_(record_ids), *conditions)
+        return session.scalar(query) or 0
+
+    status: sa.ColumnClause[str] = sa.column("status")
+    return Attached(
+        count("reports", status == "final"), count("reports", status != "final"), count("verdicts"), count("readings")
+    )
+
+
+def may_delete_signed(user: User) -> bool:
+    """Whether a user may delete records with signed reports: those are others' to rely on."""
+    return user.role == "admin"
+
+
 def delete_record(database: Database, settings: Settings, user: User, record_id: int) -> None:
-    """Delete a record, and its file where no other record uses it.
+    """Delete a record with what hangs on it, and its file where no other record uses it.
 
     Raises
     ------
+    PermissionDeniedError
+        A signed report is on it, and the user is no administrator.
     StorageError
-        No such record among those the user may see, or the file cannot be removed; nothing was deleted.
+        No such record among those the user may see, or the file cannot be removed. Nothing was deleted in any case.
     """
-    path, trash = None, None
-    try:
-        with database.write() as session:
-            record = session.scalar(sa.select(Record).where(Record.id == record_id, visible_to(user)))
-            if record is None or not may_delete(user, record):
-                raise StorageError(f"there is no case {record_id} among yours; nothing was deleted")
-            session.add(DeletionRow(user_id=user.id, username=user.username, what=f"case {record_id}"))
-            lock(session, record.file_sha256)
+    with deleting(database, settings) as (session, remove):
+        record = session.scalar(sa.select(Record).where(Record.id == record_id, visible_to(user)))
+        if record is None or not may_delete(user, record):
+            raise StorageError(f"there is no case {record_id} among yours; nothing was deleted")
+        attached = attached_to(session, [record_id])
+        if attached.signed and not may_delete_signed(user):
+            raise PermissionDeniedError(
+                f"case {record_id} has {attached.text}; only an administrator deletes a case with a signed report"
+            )
+        what = f"case {record_id}" + (f": {attached.text}" if attached.text else "")
+        session.add(DeletionRow(user_id=user.id, username=user.username, what=what))
+        remove([record])
+
+
+@contextmanager
+def deleting(database: Database, settings: Settings) -> Iterator[tuple[Session, Callable[[Sequence[Record]], None]]]:
+    """Begin a transaction and yield its session with what deletes records and their files in it: all, or none.
+
+    Files are set aside first; they come back on any error and are gone after the commit.
+    """
+    moved: list[tuple[Path, Path]] = []
+
+    def remove(records: Sequence[Record]) -> None:
+        for record in sorted(records, key=lambda r: r.file_sha256):  # in one order: two deletions never wait in a ring
+            _lock_file(session, record.file_sha256)
             session.delete(record)
             session.flush()
-            if not session.scalar(sa.select(sa.exists().where(Record.file_sha256 == record.file_sha256))):
+            if not _is_needed(session, record.file_sha256):
                 path = settings.uploads.directory / record.file_sha256
+                trash = path.with_name(f"{path.name}.{uuid4().hex}.deleted")
                 if path.exists():
-                    trash = path.with_name(f"{path.name}.{uuid4().hex}.deleted")
                     os.replace(path, trash)
-    except OSError as error:
-        raise StorageError(f"case {record_id} was not deleted: {error.strerror}") from error
-    except BaseException:
-        if path and trash and trash.exists():
-            os.replace(trash, path)
+                    moved.append((path, trash))
+
+    try:
+        with database.write() as session:
+            yield session, remove
+    except BaseException as error:
+        for path, trash in moved:
+            with suppress(OSError):
+                os.replace(trash, path)
+        if isinstance(error, OSError):
+            raise StorageError(f"the images were not deleted: {error.strerror}; correct uploads.directory") from error
         raise
-    if trash:
+    for _, trash in moved:
         with suppress(OSError):
             trash.unlink()
 
@@ -568,9 +648,12 @@ def visible_to(user: User) -> sa.ColumnElement[bool]:
     """Which records a user may see: own ones, a radiologist and an administrator all, a guest none."""
     if user.id is None:
         return sa.false()
-    if user.role in ("admin", "radiologist"):
-        return sa.true()
-    return Record.user_id == user.id
+    return sa.true() if sees_all(user) else Record.user_id == user.id
+
+
+def sees_all(user: User) -> bool:
+    """Whether a user sees everybody's records."""
+    return user.role in ("admin", "radiologist")
 
 
 def may_see_images(settings: Settings, user: User, record: Record) -> bool:
@@ -583,6 +666,11 @@ def may_see_images(settings: Settings, user: User, record: Record) -> bool:
 def may_delete(user: User, record: Record) -> bool:
     """Own records, and an administrator any."""
     return user.id is not None and (record.user_id == user.id or user.role == "admin")
+
+
+def plain_cell(value: object) -> object:
+    """A cell for a CSV file: text that a spreadsheet would run as a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _printable(name: str) -> str:
@@ -610,8 +698,17 @@ def _as_png(mri_slice: MRISlice) -> bytes:
 # --- image files -------------------------------------------------------------------------------------------------
 
 
+def _lock_file(session: Session, sha256: str) -> None:
+    """Keep out others who save or delete this file. One lock for many: PostgreSQL holds few in a transaction."""
+    lock(session, f"file {sha256[:2]}")
+
+
+def _is_needed(session: Session, sha256: str) -> bool:
+    return bool(session.scalar(sa.select(sa.exists().where(Record.file_sha256 == sha256))))
+
+
 @contextmanager
-def _stored_file(folder: Path, sha256: str, content: bytes) -> Iterator[Any]:
+def _stored_file(database: Database, folder: Path, sha256: str, content: bytes) -> Iterator[Any]:
     """Write beside the final name and yield what renames it there; on any error nothing new stays behind."""
     final = folder / sha256
     temporary = folder / f"{sha256}.{uuid4().hex}.tmp"
@@ -635,8 +732,11 @@ def _stored_file(folder: Path, sha256: str, content: bytes) -> Iterator[Any]:
         yield publish
     except BaseException as error:
         if created:
-            with suppress(OSError):
-                final.unlink()
+            # The lock is free again, so another record may name the file by now. Out of reach: the file stays.
+            with suppress(OSError, StorageError), database.write() as session:
+                _lock_file(session, sha256)
+                if not _is_needed(session, sha256):
+                    final.unlink()
         if isinstance(error, OSError):
             raise StorageError(
                 f"the case was not kept: {folder} cannot be written ({error.strerror or error}); "
@@ -672,9 +772,8 @@ def sweep_uploads(database: Database, settings: Settings) -> int:
                 continue
             final = folder / path.name.split(".")[0]
             with database.write() as session:
-                lock(session, final.name)
-                needed = session.scalar(sa.select(sa.exists().where(Record.file_sha256 == final.name)))
-                if path.suffix == ".deleted" and needed and not final.exists():
+                _lock_file(session, final.name)
+                if path.suffix == ".deleted" and _is_needed(session, final.name) and not final.exists():
                     os.replace(path, final)
                 else:
                     path.unlink()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 
 import pydicom
 import pytest
-from dicom_maker import STUDY, dataset, dicom, enhanced, to_bytes
+from dicom_maker import STUDY, dataset, dicom, enhanced, picture, to_bytes
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -109,6 +110,47 @@ def test_uids_are_keyed_and_stable(settings, tmp_path):
     assert other.study_uid != a.study_uid
     assert other.patient_id != a.patient_id
     assert only_frame(dicom(PatientID="HOSPITAL-4712"), settings).patient_id != a.patient_id
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PatientID": None, "PatientName": "Anonymous"},
+        {"PatientID": "0"},
+        {"PatientID": "ANON"},
+        {"PatientID": "anonymous 1", "PatientName": "Anonymous"},
+        {"PatientID": "12345"},
+        {"PatientID": None, "PatientName": None, "PatientBirthDate": None},
+        {"PatientID": "17", "PatientName": "Anonymous", "PatientBirthDate": None},
+        {"PatientID": "17", "PatientName": "Anonymous", "PatientBirthDate": "19000101"},
+        {"PatientID": "x" * 65},
+    ],
+)
+def test_who_cannot_be_told_apart_is_a_patient_by_study(settings, tags):
+    a, again, b = (
+        only_frame(dicom(StudyInstanceUID=study, InstanceNumber=i, **tags), settings).patient_id
+        for i, study in enumerate(("1.2.3.1", "1.2.3.1", "1.2.3.2"))
+    )
+    assert a == again != b
+    assert re.fullmatch("P-[0-9A-F]{12}", a)
+
+
+def test_a_patient_is_known_by_id_issuer_name_and_birth_date(settings):
+    base = only_frame(dicom(StudyInstanceUID="1.2.3.1"), settings).patient_id
+    assert (
+        only_frame(dicom(StudyInstanceUID="1.2.3.2", PatientName="MÜLLER^Johanna^Maria"), settings).patient_id == base
+    )
+    research = {"PatientID": "TCGA-CS-4941", "PatientName": "TCGA-CS-4941", "PatientBirthDate": None}
+    linked = {only_frame(dicom(StudyInstanceUID=s, **research), settings).patient_id for s in ("1.2.3.1", "1.2.3.2")}
+    assert len(linked) == 1
+    for tags in ({"PatientName": "Other"}, {"PatientBirthDate": "19610204"}, {"IssuerOfPatientID": "Elsewhere"}):
+        assert only_frame(dicom(**tags), settings).patient_id != base
+
+
+def test_without_any_uid_every_picture_is_somebody(settings):
+    none = {"PatientID": "0", "StudyInstanceUID": None, "SeriesInstanceUID": None, "SOPInstanceUID": None}
+    ids = [only_frame(dicom(picture(i), **none), settings).patient_id for i in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_reading_a_kept_file_again_changes_nothing(settings):

@@ -141,6 +141,25 @@ def test_a_zipped_series_has_a_slider_and_keeps_each_slice(open_page, make_user)
     assert storage.find_records(state.database(), user).total == 4
 
 
+def test_what_a_zip_holds_beside_its_series_is_told(open_page):
+    from dicom_maker import dicom, stack, zipped
+
+    series = stack(4)
+    cut = series.pop("IM003.dcm")[:-3000]
+    localiser = dicom(SeriesDescription="3plane loc", SOPInstanceUID="1.7", SeriesInstanceUID="1.2.9")
+    content = zipped({**series, "loc.dcm": localiser, "cut.dcm": cut})
+    page = upload(open_page("main/predict.py", "guest"), ("series.zip", content), kind="application/zip")
+    assert not page.exception
+    assert [e.label for e in page.expander if "aside" in e.label] == ["Set aside (1)"]
+    assert "loc.dcm: localiser" in texts(page).replace("\\", "")
+    table = page.dataframe[0].value
+    assert (table["answer"] == "Unreadable").tolist() == [False] * 3 + [True]
+    assert table["name"].iloc[-1] == "cut.dcm"
+    assert "cut short" in table["error"].iloc[-1]
+    page.run()  # the answers are kept, and so is what was told
+    assert [e.label for e in page.expander if "aside" in e.label] == ["Set aside (1)"]
+
+
 def test_guest_keeps_nothing(open_page, make_user, png, app_settings):
     page = open_page("main/predict.py", "guest")
     press(page, "Pituitary")
@@ -295,13 +314,15 @@ def test_download_has_a_row_for_every_file_and_runs_no_formula(slices):
         )
         return results.Answer.from_analysis(analysis)
 
-    table = results.result_table([answer("=1+1.png", "class"), answer("b.png", "rejected")], [("c.png", "damaged")])
+    table = results.result_table(
+        [answer("=1+1.png", "class"), answer("b.png", "rejected")], [("c.png", "damaged"), ("-d", "-d: bad")]
+    )
     back = pd.read_csv(io.StringIO(table.to_csv(index=False)))
-    assert list(back["name"]) == ["'=1+1.png", "b.png", "c.png"]
-    assert list(back["decision"]) == ["class", "rejected", "unreadable"]
-    assert back["label"].isna().tolist() == [False, True, True]
-    assert back["p_glioma"].isna().tolist() == [False, True, True]
-    assert back["error"].iloc[2] == "damaged"
+    assert list(back["name"]) == ["'=1+1.png", "b.png", "c.png", "'-d"]
+    assert list(back["decision"]) == ["class", "rejected", "unreadable", "unreadable"]
+    assert back["label"].isna().tolist() == [False, True, True, True]
+    assert back["p_glioma"].isna().tolist() == [False, True, True, True]
+    assert list(back["error"].iloc[2:]) == ["damaged", "'-d: bad"]
 
 
 # --- History -------------------------------------------------------------------------------------------------------
@@ -371,11 +392,66 @@ def test_nobody_opens_the_case_of_another(open_page, cases):
         assert not page.exception
         assert "There is no case" in texts(page).replace("there is", "There is")
         assert "scan-" not in texts(page)
+    page.query_params["case"] = "[a](b)"
+    assert "\\[a\\]\\(b\\)" in texts(page.run())
 
 
-def test_an_admin_sees_all(open_page, cases):
-    page = open_page("main/history.py", "admin")
-    assert "30 cases" in texts(page)
+@pytest.mark.parametrize("role", ["admin", "radiologist"])
+def test_who_sees_all_cases_is_told_whose_they_are(open_page, cases, make_user, app_settings, role):
+    user = make_user(role)
+    (record,) = storage.find_records(state.database(), cases, limit=1).records
+    own = again(user, record, app_settings)
+    page = open_page("main/history.py", user)
+    assert "All cases" in texts(page)
+    assert "31 cases" in texts(page)
+    assert list(page.dataframe[0].value["Owner"][:2]) == [role, "owner"]
+    page.selectbox(key="history.owner").set_value(user.id).run()
+    assert list(page.dataframe[0].value["Case"]) == [own.id]
+    assert "Owner" not in open_page("main/history.py", cases).dataframe[0].value
+    for case, deletable in ((own.id, True), (record.id, role == "admin")):
+        page = open_page("main/history.py", user)
+        page.query_params["case"] = str(case)
+        page.run()
+        assert not page.exception
+        assert any(b.label == "Delete for good" for b in page.button) == deletable
+
+
+def again(user, record, settings):
+    """The same answer as a case of another user."""
+    from brainmri.pipeline import analyse
+
+    (analysis,) = analyse(state.classifier(), [storage.load_slice(settings, record)])
+    return storage.save_record(state.database(), settings, user, analysis, None)
+
+
+def test_an_administrator_is_offered_own_cases_behind_many_of_others(
+    open_page, cases, make_user, app_settings, monkeypatch
+):
+    from brainmri.ui import inputs
+
+    admin = make_user("admin")
+    (record,) = storage.find_records(state.database(), cases, limit=1).records
+    own = again(admin, record, app_settings)
+    again(cases, record, app_settings)
+    monkeypatch.setattr(inputs, "_HISTORY_CHOICES", 1)
+    page = open_page("explore/heatmaps.py", admin)
+    (box,) = (b for b in page.selectbox if b.label == "Or a case from History")
+    assert len(box.options) == 1
+    assert box.options[0].startswith(f"{own.id} ")
+
+
+def test_a_case_with_a_signed_report_is_not_offered_for_deletion(open_page, make_user, cases, app_settings):
+    from brainmri import report
+
+    radiologist = make_user("radiologist")
+    (record,) = storage.find_records(state.database(), cases, limit=1).records
+    report.issue(state.database(), app_settings, radiologist, record.id, findings="a", impression="b", final=True)
+    for user, deletable in ((cases, False), (make_user("admin"), True)):
+        page = open_page("main/history.py", user)
+        page.query_params["case"] = str(record.id)
+        page.run()
+        assert "1 signed report" in texts(page)
+        assert any(b.label == "Delete for good" for b in page.button) == deletable
 
 
 def test_delete_asks_first(open_page, cases, app_settings):

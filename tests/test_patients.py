@@ -169,12 +169,39 @@ def test_roles(database, app_settings, make_user, answers):
         patients.delete_patient(database, app_settings, radiologist, patient.id)
 
 
+def test_nobody_gets_at_the_patient_of_another_by_its_pseudonym(database, app_settings, make_user, answers):
+    reader, other, radiologist = make_user("reader"), make_user("reader", "other"), make_user("radiologist")
+    patient, _, _ = keep(database, app_settings, reader, answers)
+    patients.edit_patient(database, reader, patient.id, name="Johanna")
+    theirs, _, records = keep(database, app_settings, other, answers)
+    assert theirs.id != patient.id
+    assert (theirs.user_id, theirs.name) == (other.id, "")
+    assert keep(database, app_settings, other, answers)[0].id == theirs.id  # found again, not made anew
+    assert keep(database, app_settings, reader, answers)[0].id == patient.id
+    with pytest.raises(StorageError, match="no patient"):
+        patients.file_records(database, other, patient.id, records)
+    with pytest.raises(StorageError, match="no patient"):
+        patients.open_patient(database, other, patient.id)
+    assert patients.known_patient(database, radiologist, patient.pseudonym).id == patient.id
+    patients.delete_patient(database, app_settings, reader, patient.id)
+    assert len(patients.timeline(database, other, theirs.id)) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [("19610203", date(1961, 2, 3)), ("00000000", None), ("18000101", None), ("1961-02-03", None), ("", None)],
+)
+def test_birth_dates_of_dicom(text, day):
+    assert patients.read_birth_date(text) == day
+
+
 def test_verdicts_add_up(database, app_settings, make_user, answers):
     reader, radiologist = make_user("reader"), make_user("radiologist")
     _, _, records = keep(database, app_settings, reader, answers)
     patients.add_verdict(database, reader, records[0].id, "unsure", "blurred")
     patients.add_verdict(database, radiologist, records[0].id, "glioma")
-    said = patients.verdicts_of(database, reader, records[0].id)
+    patient, *_ = patients.patient_of(database, reader, records[0].id)
+    said = patients.timeline(database, reader, patient.id)[0].verdicts
     assert [(v.verdict, v.note, who) for v, who in said] == [
         ("glioma", "", "Radiologist"),
         ("unsure", "blurred", "Reader"),
@@ -232,6 +259,110 @@ def test_deletion_really_deletes_and_leaves_a_line(database, app_settings, make_
                 assert b"Unmistakable" not in file.read(), name
         except FileNotFoundError:
             continue
+
+
+def test_a_signed_report_stands_in_the_way_of_deletion(database, app_settings, make_user, answers):
+    from brainmri import report
+
+    radiologist, admin = make_user("radiologist"), make_user("admin")
+    patient, _, records = keep(database, app_settings, radiologist, answers)
+    record = records[0]
+    patients.add_verdict(database, admin, record.id, "unsure")
+    report.issue(database, app_settings, radiologist, record.id, findings="a", impression="b", final=True)
+    report.issue(database, app_settings, radiologist, record.id)
+    what = "1 signed report, 1 draft report, 1 verdict"
+    with pytest.raises(PermissionDeniedError, match=what):
+        storage.delete_record(database, app_settings, radiologist, record.id)
+    with pytest.raises(PermissionDeniedError, match=what):
+        patients.delete_patient(database, app_settings, radiologist, patient.id)
+    storage.delete_record(database, app_settings, radiologist, records[1].id)
+    assert len(patients.timeline(database, radiologist, patient.id)) == 3
+    assert patients.what_deletion_takes(database, admin, patient.id) == f"1 studies, 3 cases, {what}"
+    storage.delete_record(database, app_settings, admin, record.id)
+    lines = [d.what for d in patients.deletions(database, admin)]
+    assert lines == [f"case {record.id}: {what}", f"case {records[1].id}"]
+
+
+def test_a_deletion_that_fails_half_way_leaves_everything(database, app_settings, make_user, answers, monkeypatch):
+    reader = make_user("reader")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    real, calls = storage.os.replace, []
+
+    def fail_later(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(13, "Permission denied")
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.os, "replace", fail_later)
+        with pytest.raises(StorageError, match="not deleted: Permission denied"):
+            patients.delete_patient(database, app_settings, reader, patient.id)
+    assert [e.record.id for e in patients.timeline(database, reader, patient.id)] == [r.id for r in records]
+    assert all(storage.read_file(app_settings, r) for r in records)
+    assert patients.deletions(database, reader) == []
+
+
+def test_a_new_filter_starts_at_the_first_page(database, make_user, open_page):
+    reader = make_user("reader")
+    for i in range(45):
+        patients.create_patient(database, reader, pseudonym=f"P-{i:02d}")
+    page = open_page("clinical/patients.py", reader)
+    page.number_input(key="patients.page").set_value(3).run()
+    page.text_input(key="patients.text").set_value("P-44").run()
+    assert not page.exception
+    assert list(page.dataframe[0].value["Patient"]) == ["P-44"]
+
+
+def series_page(open_page, user, files, monkeypatch, settings, **dicom):
+    """The Series viewer with an upload."""
+    from brainmri.ui import state
+
+    changed = settings.model_copy(update={"dicom": settings.dicom.model_copy(update=dicom)})
+    monkeypatch.setattr(state, "settings", lambda: changed)
+    page = open_page("clinical/series.py", user)
+    page.file_uploader[0].set_value([("s.zip", zipped(files), "application/zip")])
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+@pytest.mark.parametrize(("born", "patient_id"), [("00000000", None), ("18000101", "0"), ("00000000", "x" * 65)])
+def test_a_series_with_an_odd_header_is_kept_under_a_patient_of_its_own(
+    database, app_settings, make_user, open_page, monkeypatch, born, patient_id
+):
+    reader = make_user("reader")
+    found = []
+    for study in ("1.2.3.1", "1.2.3.2"):
+        files = stack(2, PatientID=patient_id, PatientBirthDate=born, StudyInstanceUID=study)
+        page = series_page(open_page, reader, files, monkeypatch, app_settings, deidentify=False)
+        next(b for b in page.button if b.label == "Keep this series").click().run()
+        assert not page.exception
+        assert not page.error
+        found.append(patients.find_patients(database, reader).patients[0].patient)
+    assert found[0].id != found[1].id
+    assert {p.name for p in found} == {"Johanna Maria Müller"}
+    assert {p.birth_date for p in found} == {None}
+    assert {p.n_records for p in patients.find_patients(database, reader).patients} == {2}
+
+
+def test_a_series_that_cannot_be_filed_leaves_nothing(database, app_settings, make_user, open_page, monkeypatch):
+    reader = make_user("reader")
+    page = series_page(open_page, reader, stack(2), monkeypatch, app_settings)
+
+    def fail(*_args, **_kwargs):
+        raise StorageError("the database refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(patients, "file_records", fail)
+        next(b for b in page.button if b.label == "Keep this series").click().run()
+    assert "the database refused" in page.error[0].value
+    assert storage.find_records(database, reader).total == 0
+    assert patients.find_patients(database, reader).total == 0
+    assert list(app_settings.uploads.directory.iterdir()) == []
+    next(b for b in page.button if b.label == "Keep this series").click().run()
+    assert not page.exception
+    assert storage.find_records(database, reader).total == 2
 
 
 def test_pages_open_for_those_who_may(database, app_settings, make_user, answers, open_page):

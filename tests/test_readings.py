@@ -82,6 +82,15 @@ def test_the_csv_holds_what_a_reader_study_needs(database, case):
     assert float(row["p_glioma"]) == pytest.approx(record.probabilities["glioma"], abs=1e-5)
 
 
+def test_the_csv_holds_ones_own_verdicts_only(database, case, make_user):
+    reader, record = case
+    radiologist = make_user("radiologist")
+    for user in (reader, radiologist):
+        readings.add_reading(database, user, record.id, "class", "glioma", shown_at=SHOWN)
+    (row,) = csv.DictReader(io.StringIO(readings.export_readings(database, radiologist)))
+    assert row["reader"] == "radiologist"
+
+
 def test_they_go_with_their_case(database, app_settings, case):
     reader, record = case
     readings.add_reading(database, reader, record.id, "class", "glioma", shown_at=SHOWN)

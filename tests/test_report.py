@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from conftest import on_both_databases
+from conftest import PASSWORD, on_both_databases
 from dicom_maker import stack, zipped
 from fontTools.pens.recordingPen import RecordingPen
 
@@ -324,7 +324,6 @@ def test_a_second_final_report_names_the_first(database, app_settings, case):
         report.issue(database, app_settings, radiologist, record.id, findings=findings, impression="x", final=True)
     rows = report.reports_of(database, radiologist, record.id)
     assert [r.findings for r in rows] == ["second", "first"]
-    assert len(report.recent_reports(database, radiologist)) == 2
 
 
 def test_command_line(database, app_settings, case, tmp_path, monkeypatch):
@@ -351,5 +350,32 @@ def test_command_line(database, app_settings, case, tmp_path, monkeypatch):
         input="wrong password\n",
     )
     assert signed.exit_code != 0
-    missing = runner.invoke(app, ["report", "999", "-o", str(file)])
-    assert isinstance(missing.exception, ReportError)
+    for number in ("999", "9" * 20):
+        missing = runner.invoke(app, ["report", number, "-o", str(file)])
+        assert isinstance(missing.exception, ReportError)
+
+
+def test_the_command_line_issues_nothing_that_it_cannot_write_or_sign(database, app_settings, case, tmp_path):
+    from typer.testing import CliRunner
+
+    from brainmri import accounts
+    from brainmri.cli import app
+    from brainmri.errors import AccountError
+
+    radiologist, _, record = case
+    runner = CliRunner()
+    for output in (tmp_path / "missing" / "r.pdf", tmp_path):
+        done = runner.invoke(app, ["report", str(record.id), "-o", str(output)])
+        assert isinstance(done.exception, ReportError)
+    command = ["report", str(record.id), "-o", str(tmp_path / "r.pdf"), "--findings", "a", "--impression", "b"]
+    command += ["--sign", "radiologist"]
+    accounts.set_active(database, None, "radiologist", False)
+    done = runner.invoke(app, command, input=f"{PASSWORD}\n")
+    assert isinstance(done.exception, AccountError)
+    accounts.set_active(database, None, "radiologist", True)
+    given = accounts.reset_password(database, None, "radiologist")
+    done = runner.invoke(app, command, input=f"{given}\n")
+    assert isinstance(done.exception, AccountError)
+    assert report.reports_of(database, radiologist, record.id) == []
+    accounts.change_password(database, radiologist, given, PASSWORD)
+    assert runner.invoke(app, command, input=f"{PASSWORD}\n").exit_code == 0

@@ -173,13 +173,29 @@ def test_a_migration_that_fails_half_way_leaves_no_table(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url", ["nonsense", "sqlite:////proc/nowhere/a.db", "postgresql+psycopg://u:secret@127.0.0.1:1/x"]
+    "url",
+    [
+        "nonsense",
+        "",
+        "sqlite:////proc/nowhere/a.db",
+        "sqlite:////tmp/\0.db",
+        "postgresql+psycopg://u:secret@127.0.0.1:1/x",
+        "postgresql+psycopg://u:secret@127.0.0.1:abc/x",
+        "postgresql+psycopg://u:half@secret@127.0.0.1:1/x",
+        "postgresql+psycopg://127.0.0.1:1/x?user=u&password=secret",
+    ],
 )
 def test_a_database_that_cannot_be_opened_is_one_line_without_the_password(url):
     with pytest.raises(StorageError, match=r"database\.url") as caught:
         Database(url)
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_missing_driver_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StorageError, match=r"\.venv/bin/pip install -e '\.\[postgres\]'"):
+        Database("postgresql+psycopg://u:secret@127.0.0.1:1/x")
 
 
 # --- saving ------------------------------------------------------------------------------------------------------
@@ -460,6 +476,27 @@ def test_a_commit_that_fails_leaves_no_file(database, settings, reader, monkeypa
         with pytest.raises(StorageError, match="disk I/O error"):
             storage.save_record(database, settings, reader, given, content)
     _nothing_kept(database, settings, reader)
+
+
+def test_a_commit_that_fails_leaves_the_file_that_another_record_took_meanwhile(
+    database, settings, reader, monkeypatch
+):
+    content = picture()
+    given = analysis(content)
+    real = type(database.engine.dialect).do_commit
+    saved = []
+
+    def fail(dialect, connection):
+        monkeypatch.setattr(type(database.engine.dialect), "do_commit", real)
+        dialect.do_rollback(connection)  # the lock is free
+        saved.append(storage.save_record(database, settings, reader, given, content))
+        raise sa.exc.OperationalError("COMMIT", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(type(database.engine.dialect), "do_commit", fail)
+    with pytest.raises(StorageError, match="disk I/O error"):
+        storage.save_record(database, settings, reader, given, content)
+    assert [r.id for r in storage.find_records(database, reader).records] == [saved[0].id]
+    assert storage.read_file(settings, saved[0]) == content
 
 
 def test_a_file_that_cannot_be_removed_keeps_its_record(database, settings, reader, monkeypatch):

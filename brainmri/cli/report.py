@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def report(
     from brainmri import accounts
     from brainmri.report import issue, read_pdf
 
+    if len(record) > 18:  # more than a database counts to
+        raise ReportError(f"there is no case {record[:40]}; History shows the numbers")
+    _check_writable(output)
     user = accounts.find_user(database, sign) if sign else _owner(database, int(record))
     if sign:
         accounts.confirm_password(database, user, typer.prompt(f"Password of {user.username}", hide_input=True))
@@ -51,8 +55,21 @@ def report(
         final=bool(sign),
         explanations=_explanations(database, settings, user, int(record), heatmap or []),
     )
-    output.write_bytes(read_pdf(database, settings, user, issued.id))
+    content = read_pdf(database, settings, user, issued.id)
+    try:
+        output.write_bytes(content)
+    except OSError as error:
+        raise ReportError(
+            f"report {issued.id} was issued, but {output} cannot be written ({error.strerror}); its PDF is in Reports"
+        ) from error
     typer.echo(f"{output}: report {issued.id} on case {record}, {issued.status}, SHA-256 {issued.pdf_sha256}")
+
+
+def _check_writable(output: Path) -> None:
+    """Before a report is issued: it cannot be taken back."""
+    target = output if output.exists() else output.parent
+    if output.is_dir() or not output.parent.is_dir() or not os.access(target, os.W_OK):
+        raise ReportError(f"{output}: cannot be written; expected a file in a folder that exists. No report was issued")
 
 
 def _verify(database, file: Path | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections import Counter
 from functools import lru_cache
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _METHOD = "brainmri PS3.15 basic profile "
 _TABLE = "dicomfields_2024b"
+_PLACEHOLDER = re.compile(
+    r"(anon[a-z]*|unknown|unnamed|none|noname|deidentified|removed|redacted|(test)?patient(id)?|test|null|undefined|na)\d{0,2}"
+)
 
 
 def load_key(path: Path) -> bytes:
@@ -67,20 +71,37 @@ def new_uid(uid: str, key: bytes) -> str:
 
 
 def pseudonym(identity: str, key: bytes) -> str:
-    """Map who somebody is to a short code such as ``P-1A2B3C4D``."""
-    return "P-" + hmac.new(key, b"patient:" + identity.encode(), hashlib.sha256).hexdigest()[:8].upper()
+    """Map who somebody is to a short code such as ``P-1A2B3C4D5E6F``: 48 bits of a keyed hash."""
+    return "P-" + hmac.new(key, b"patient:" + identity.encode(), hashlib.sha256).hexdigest()[:12].upper()
 
 
 def patient_pseudonym(ds: Dataset, key: bytes) -> str:
-    """Pseudonym of a dataset's patient: from id and issuer, else name and birth date, else the study."""
+    """Pseudonym of a dataset's patient.
+
+    From id, issuer, name and birth date together where the id tells people apart (a short one, such as ``17``, only with
+    a birth date); otherwise from the study, since two patients taken for one do more harm than one taken for two.
+    """
     if is_ours(ds, key):
         return str(ds.PatientID)
-    parts = [_text(ds, "PatientID"), _text(ds, "IssuerOfPatientID")]
-    if not parts[0]:
-        parts = [_text(ds, "PatientName"), _text(ds, "PatientBirthDate")]
-    if not any(parts):
-        parts = [_text(ds, "StudyInstanceUID")]
-    return pseudonym("|".join(parts), key)
+    keywords = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate")
+    parts = [" ".join(re.split(r"[\s^=]+", _text(ds, k).casefold())).strip() for k in keywords]
+    if not (tells_apart(parts[0]) and (len(parts[0]) >= 6 or _is_birth_date(parts[-1]))):
+        # Without any UID it is no valid DICOM; then every picture is somebody of its own.
+        parts = [_text(ds, "StudyInstanceUID") or _text(ds, "SeriesInstanceUID") or _text(ds, "SOPInstanceUID")]
+        parts = parts if parts[0] else [hashlib.sha256(ds.get("PixelData") or b"").hexdigest()]
+    return pseudonym("\0".join(parts), key)
+
+
+def tells_apart(patient_id: str) -> bool:
+    """Whether a patient's id can be one person's: no placeholder such as ``0``, ``123456`` or ``ANON1``."""
+    signs = "".join(c for c in patient_id.casefold() if c.isalnum())
+    in_a_row = len(signs) > 3 and signs in "01234567890"
+    return len(set(signs)) > 1 and not in_a_row and not _PLACEHOLDER.fullmatch(signs) and len(patient_id) <= 64
+
+
+def _is_birth_date(text: str) -> bool:
+    """Whether it is a day; 1 January 1900 and what lies before are what anonymisers write."""
+    return len(text) == 8 and text.isdecimal() and "19000101" < text < "2200" and text[4:] != "0000"
 
 
 def is_ours(ds: Dataset, key: bytes) -> bool:

@@ -12,11 +12,16 @@ import streamlit as st
 from brainmri.errors import BrainMRIError, StorageError
 from brainmri.storage import (
     Record,
+    attached_to,
     delete_record,
     find_records,
     load_slice,
+    may_delete,
+    may_delete_signed,
     may_see_images,
     open_record,
+    owners,
+    sees_all,
     used_model_ids,
 )
 from brainmri.types import CLASS_NAMES
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
     from brainmri.accounts import User
 
 PAGE_SIZE = 25
-_FILTERS = ("history.text", "history.labels", "history.decisions", "history.days", "history.models")
+_FILTERS = ("history.text", "history.labels", "history.decisions", "history.days", "history.models", "history.owner")
 
 
 def show_list(user: User) -> None:
@@ -45,7 +50,7 @@ def show_list(user: User) -> None:
     first = (number - 1) * PAGE_SIZE + 1
     st.caption(f"{page.total:,} {'case' if page.total == 1 else 'cases'}, newest first; select a row to open it")
     event = st.dataframe(
-        _table(page.records),
+        _table(page.records, owners(state.database(), user) if sees_all(user) else None),
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
@@ -71,9 +76,9 @@ def show_case(case: str, user: User) -> None:
     st.button("All cases", icon=":material/arrow_back:", on_click=st.query_params.clear, type="tertiary")
     try:
         record = open_record(state.database(), user, int(case) if case.isdecimal() and len(case) < 19 else -1)
-    except StorageError as error:
+    except StorageError:
         st.warning(
-            f"There is no case {case[:20]} among yours." if not case.isdecimal() else str(error),
+            f"There is no case {plain(case[:20])} among yours; choose one in the list.",
             icon=":material/search_off:",
         )
         return
@@ -92,10 +97,25 @@ def show_case(case: str, user: User) -> None:
             st.info(f"{answer}. An administrator does not see other users' images.", icon=":material/visibility_off:")
     if mri_slice is not None:
         show_answer(Answer.from_record(record, mri_slice), history_link=False)
+    if may_delete(user, record):
+        _delete(record, user)
+
+
+def _delete(record: Record, user: User) -> None:
     with st.popover("Delete this case", icon=":material/delete:"):
-        st.write(f"Case {record.id}, **{plain(record.name)}**, and its image are deleted for good.")
+        with state.database().read() as session:
+            attached = attached_to(session, [record.id])
+        if attached.signed and not may_delete_signed(user):
+            st.write(f"This case has {attached.text}. Only an administrator deletes a case with a signed report.")
+            return
+        takes = f", with {attached.text}" if attached.text else ""
+        st.write(f"Case {record.id}, **{plain(record.name)}**, and its image are deleted for good{takes}.")
         if st.button("Delete for good", type="primary", icon=":material/delete:", key="history.delete"):
-            delete_record(state.database(), state.settings(), user, record.id)
+            try:
+                delete_record(state.database(), state.settings(), user, record.id)
+            except BrainMRIError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+                return
             st.query_params.clear()
             st.toast(f"Case {record.id} deleted", icon=":material/delete:")
             st.rerun()
@@ -127,6 +147,12 @@ def _filters(user: User) -> dict[str, Any]:
         days = st.date_input("Days, from and to", value=(), key="history.days", **common)  # type: ignore[arg-type]
         models = used_model_ids(state.database(), user)
         model_ids = st.multiselect("Model", models, key="history.models", **common) if len(models) > 1 else []
+        names = owners(state.database(), user) if sees_all(user) else {}
+        owner_id = None
+        if len(names) > 1:
+            owner_id = st.selectbox(
+                "Owner", list(names), index=None, format_func=lambda i: names.get(i, "–"), key="history.owner", **common
+            )
         st.button("Clear the filters", on_click=_clear_filters, icon=":material/filter_list_off:")
     since, until = _span(days if isinstance(days, tuple) else (days,))
     chosen = {
@@ -136,12 +162,14 @@ def _filters(user: User) -> dict[str, Any]:
         "model_ids": model_ids,
         "since": since,
         "until": until,
+        "owner_id": owner_id,
     }
     return chosen
 
 
 def _clear_filters() -> None:
-    for key, empty in zip(_FILTERS, ("", [], [], (), []), strict=True):
+    empties: tuple[Any, ...] = ("", [], [], (), [], None)
+    for key, empty in zip(_FILTERS, empties, strict=True):
         st.session_state[key] = empty
     st.session_state["history.page"] = 1
 
@@ -154,11 +182,12 @@ def _span(days: tuple) -> tuple[datetime | None, datetime | None]:
     return since, until
 
 
-def _table(records: list[Record]) -> pd.DataFrame:
+def _table(records: list[Record], names: dict[int, str] | None) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Case": [r.id for r in records],
             "Name": [r.name for r in records],
+            **({"Owner": [names.get(r.user_id, "–") for r in records]} if names is not None else {}),
             "Answer": [class_title(r.label) if r.label else DECISION_TITLES[r.decision] for r in records],
             "Confidence": [100 * r.probabilities[r.label] if r.label else None for r in records],
             "When": [local_time(r.created_at) for r in records],

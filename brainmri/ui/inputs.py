@@ -11,12 +11,12 @@ import streamlit as st
 from PIL import Image
 
 from brainmri import synthetic
+from brainmri.config import IGNORED_NAMES
 from brainmri.errors import BrainMRIError
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, MRISlice
 from brainmri.ui import state
 from brainmri.ui.theme import class_title, local_time, plain
 
-_IGNORED = {"thumbs.db", "desktop.ini", "dicomdir"}
 _HISTORY_CHOICES = 50
 
 
@@ -132,7 +132,7 @@ def _upload(key: str, multiple: bool) -> None:
         files = st.session_state[widget]
         files = files if isinstance(files, list) else [files] if files else []
         wanted = [f for f in files if not f.name.rsplit("/", 1)[-1].startswith(".")]
-        wanted = [f for f in wanted if f.name.rsplit("/", 1)[-1].lower() not in _IGNORED]
+        wanted = [f for f in wanted if f.name.rsplit("/", 1)[-1].lower() not in IGNORED_NAMES]
         _choose(key, [_uploaded(f) for f in wanted], empty_uploader=False)
 
     st.file_uploader(
@@ -196,10 +196,11 @@ def _history(key: str) -> None:
     user = state.current_user()
     if user.id is None:
         return
-    from brainmri.storage import find_records, load_slice, may_see_images
+    from brainmri.storage import find_records, load_slice
 
-    records = find_records(state.database(), user, limit=_HISTORY_CHOICES).records
-    records = [r for r in records if may_see_images(state.settings(), user, r)]
+    blind = user.role == "admin" and not state.settings().accounts.admin_sees_images
+    owner_id = user.id if blind else None  # asked of the query: the newest cases may all be others'
+    records = find_records(state.database(), user, owner_id=owner_id, limit=_HISTORY_CHOICES).records
     if not records:
         return
     by_id = {r.id: r for r in records}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,26 +28,45 @@ _PAGE = 20
 def show_list(user: User) -> None:
     """Search, filters, one page of patients, a new patient."""
     database = state.database()
+
+    def restart() -> None:
+        st.session_state["patients.page"] = 1
+
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     text = left.text_input(
-        "Search", placeholder="Part of the id or name", icon=":material/search:", key="patients.text"
+        "Search",
+        placeholder="Part of the id or name",
+        icon=":material/search:",
+        key="patients.text",
+        on_change=restart,
     )
     with right.popover("Filters", icon=":material/filter_list:", width="stretch"):
         labels = st.pills(
-            "An answer says", CLASS_NAMES, selection_mode="multi", format_func=class_title, key="patients.labels"
+            "An answer says",
+            CLASS_NAMES,
+            selection_mode="multi",
+            format_func=class_title,
+            key="patients.labels",
+            on_change=restart,
         )
         sexes = st.pills(
-            "Sex", list(SEXES), selection_mode="multi", format_func=SEXES.__getitem__, key="patients.sexes"
+            "Sex",
+            list(SEXES),
+            selection_mode="multi",
+            format_func=SEXES.__getitem__,
+            key="patients.sexes",
+            on_change=restart,
         )
+    filters: dict[str, Any] = {"text": text, "labels": labels, "sexes": sexes}
     number = st.session_state.get("patients.page", 1)
-    found = patients.find_patients(
-        database, user, text=text, labels=labels, sexes=sexes, offset=(number - 1) * _PAGE, limit=_PAGE
-    )
+    found = patients.find_patients(database, user, **filters, offset=(number - 1) * _PAGE, limit=_PAGE)
+    if not found.patients and number > 1:  # patients were deleted
+        restart()
+        found = patients.find_patients(database, user, **filters, limit=_PAGE)
     if found.total == 0:
-        searching = bool(text or labels or sexes)
         st.info(
             "No patient matches."
-            if searching
+            if any(filters.values())
             else "No patients yet. Keep a series in the Series viewer, or add one here.",
             icon=":material/person_search:",
         )
@@ -93,7 +112,7 @@ def _table(found: patients.PatientPage) -> None:
 
 def _new_patient(user: User) -> None:
     with st.form("patients.new", border=False, clear_on_submit=True):
-        pseudonym = st.text_input("Id", placeholder="Left empty: a random one such as P-1A2B3C4D", max_chars=64)
+        pseudonym = st.text_input("Id", placeholder="Left empty: a random one such as P-1A2B3C4D5E6F", max_chars=64)
         name, born, sex = _person_fields(None)
         if st.form_submit_button("Add", icon=":material/person_add:"):
             try:
@@ -322,7 +341,12 @@ def _hand_out(patient: Patient, user: User) -> None:
 
 def _delete(patient: Patient, user: User) -> None:
     with st.popover("Delete this patient", icon=":material/delete:"):
-        st.write("The patient, all studies, cases, images, verdicts and reports are deleted for good. One line stays.")
+        try:
+            takes = patients.what_deletion_takes(state.database(), user, patient.id)
+        except BrainMRIError as error:
+            st.write(plain(str(error)))
+            return
+        st.write(f"The patient, {takes}, all images and edits are deleted for good. One line stays.")
         if st.button("Delete for good", type="primary", icon=":material/delete:", key="patients.delete"):
             try:
                 line = patients.delete_patient(state.database(), state.settings(), user, patient.id)

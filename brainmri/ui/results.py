@@ -12,6 +12,7 @@ import streamlit as st
 from PIL import Image, ImageDraw
 
 from brainmri.imaging import colour_reason, preprocess
+from brainmri.storage import plain_cell
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
 from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, link, plain, research_notice, text_table
 
@@ -118,7 +119,7 @@ class Answer:
         """One line of the table to download; a rejected image has neither class nor probabilities."""
         shown = self.decision != "rejected"
         return {
-            "name": _plain_cell(self.name),
+            "name": plain_cell(self.name),
             "decision": self.decision,
             "label": self.label,
             "prediction_set": " ".join(self.prediction_set) if shown else None,
@@ -237,7 +238,7 @@ def result_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -
     """One row an answer, then one a file that could not be read; the columns of the download."""
     import pandas as pd
 
-    failed = [{"name": _plain_cell(name), "decision": "unreadable", "error": text} for name, text in errors]
+    failed = [{"name": plain_cell(name), "decision": "unreadable", "error": plain_cell(text)} for name, text in errors]
     columns = list(Answer.row(answers[0])) if answers else ["name", "decision", "error"]
     return pd.DataFrame([a.row() for a in answers] + failed, columns=columns)
 
@@ -287,8 +288,3 @@ def _png(image: np.ndarray | Image.Image) -> bytes:
     buffer = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG", compress_level=2)
     return buffer.getvalue()
-
-
-def _plain_cell(text: str) -> str:
-    """Keep a spreadsheet from running a file's name as a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text

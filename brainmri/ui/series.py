@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -24,10 +24,11 @@ from brainmri.dicom import (
     read_files,
     read_series,
 )
+from brainmri.dicom.deidentify import pseudonym, tells_apart
 from brainmri.errors import BrainMRIError, InvalidDicomError
 from brainmri.explain import METHODS, explain
 from brainmri.pipeline import analyse
-from brainmri.storage import save_record
+from brainmri.storage import Record, delete_record, save_record
 from brainmri.types import CLASS_NAMES, Analysis
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
@@ -396,35 +397,58 @@ def _keep_section(
 
 
 def _keep(series: Series, analyses: list[Analysis], user: User) -> list[int]:
+    """Store all slices under their patient, or nothing."""
     database, settings = state.database(), state.settings()
+    patient_id, person = _person(series)
+    known = patients.known_patient(database, user, patient_id)
+    # The patient first: what the files say of one may be refused.
+    patient = known or patients.patient_for_pseudonym(database, user, patient_id, **person)
     bar = st.progress(0.0, "Keeping …")
-    records = []
-    for i, analysis in enumerate(analyses):
-        records.append(save_record(database, settings, user, analysis, None))
-        bar.progress((i + 1) / len(analyses), f"Keeping slice {i + 1} of {len(analyses)}")
+    records: list[Record] = []
+    try:
+        for i, analysis in enumerate(analyses):
+            records.append(save_record(database, settings, user, analysis, None))
+            bar.progress((i + 1) / len(analyses), f"Keeping slice {i + 1} of {len(analyses)}")
+        patients.file_records(
+            database,
+            user,
+            patient.id,
+            records,
+            study_uid=series.study_uid,
+            series_uid=series.uid,
+            title=" ".join(part for part in (series.label, series.plane or "") if part),
+            positions_mm=[f.position_mm for f in series.frames],
+        )
+        if known and not known.name and person:
+            patients.edit_patient(database, user, known.id, **person)
+    except BaseException:  # Streamlit's own, too, which a click half-way raises
+        for record in records:
+            with suppress(BrainMRIError):
+                delete_record(database, settings, user, record.id)
+        if known is None:
+            with suppress(BrainMRIError):
+                patients.delete_patient(database, settings, user, patient.id)
+        raise
     bar.empty()
-    patient = patients.patient_for_pseudonym(database, user, series.patient_id or "unknown")
-    known = series.frames[0].patient
-    if known and not patient.name:  # de-identification is off: the file says who it is
-        family, _, given = known["PatientName"].replace("=", "^").partition("^")
-        born = known["PatientBirthDate"]
-        changes: dict = {"name": " ".join(p for p in (given.replace("^", " ").strip(), family.strip()) if p)}
-        if len(born) == 8 and born.isdecimal():
-            changes["birth_date"] = date.fromisoformat(f"{born[:4]}-{born[4:6]}-{born[6:]}")
-        if known["PatientSex"] in ("F", "M", "O"):
-            changes["sex"] = known["PatientSex"]
-        patients.edit_patient(database, user, patient.id, **changes)
-    patients.file_records(
-        database,
-        user,
-        patient.id,
-        records,
-        study_uid=series.study_uid,
-        series_uid=series.uid,
-        title=" ".join(part for part in (series.label, series.plane or "") if part),
-        positions_mm=[f.position_mm for f in series.frames],
-    )
     return [record.id for record in records]
+
+
+def _person(series: Series) -> tuple[str, dict[str, Any]]:
+    """Patient's id, and where de-identification is off what else the files say of who it is."""
+    said = series.frames[0].patient
+    if said is None:
+        return series.patient_id, {}
+    family, _, given = said["PatientName"].replace("=", "^").partition("^")
+    name = " ".join(part for part in (given.replace("^", " ").strip(), family.strip()) if part)
+    person = {
+        "name": "".join(c if c.isprintable() else " " for c in name)[:200],
+        "birth_date": patients.read_birth_date(said["PatientBirthDate"]),
+        "sex": said["PatientSex"] if said["PatientSex"] in ("F", "M", "O") else "",
+    }
+    patient_id = series.patient_id
+    if not tells_apart(patient_id):  # or all who have no id would be one patient
+        patient_id = pseudonym(series.study_uid or series.uid or series.slices[0].sha256, b"")
+    return patient_id, {key: value for key, value in person.items() if value}
 
 
 def _show_lists(reading: Reading) -> None:
