@@ -41,6 +41,13 @@ FOLDER = Path(__file__).resolve().parent / "pages"
 def run() -> None:
     """One run of one session."""
     st.set_page_config(page_title=auth.PRODUCT, page_icon="🧠", layout="wide")
+    try:
+        _route()
+    except BrainMRIError as error:  # whatever the gate or a page did not turn into a message of its own
+        st.error(theme.plain(str(error)), icon=":material/error:")
+
+
+def _route() -> None:
     user = auth.authenticate()
     if user is None:
         # Every address leads to the sign-in form and stays in the address bar, so that signing in ends up there.
@@ -63,10 +70,7 @@ def run() -> None:
         pages[section].append(st.Page(shown, **options, url_path=path, visibility="visible" if visible else "hidden"))
     page = st.navigation(pages)
     auth.user_menu(user)
-    try:
-        page.run()
-    except BrainMRIError as error:  # whatever a page did not turn into a message of its own
-        st.error(str(error), icon=":material/error:")
+    page.run()
 
 
 def _entries():
@@ -74,7 +78,7 @@ def _entries():
 
 
 if __name__ == "__main__":
-    from brainmri.ui import auth  # not above: its component can only be declared while a session runs
+    from brainmri.ui import auth, theme  # not above: its component can only be declared while a session runs
 
     run()
 else:

@@ -1,4 +1,6 @@
-# `make app` on a fresh machine: environment, database, dashboard. `make test`: everything the tests need, then all of them.
+# `make app` on a fresh machine: environment, database, dashboard. `make test`: the tests' Python packages, then the tests.
+# Chromium and PostgreSQL come from the system (apt-get install chromium postgresql), the data set from `brainmri data fetch`;
+# a test that misses one is skipped and says so.
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8501

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import brainmri
-from brainmri.config import Settings
+from brainmri.config import IGNORED_NAMES, Settings
 from brainmri.errors import BrainMRIError, DataError, InvalidImageError, StorageError
 from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 
@@ -35,12 +35,15 @@ if TYPE_CHECKING:
     import pyarrow
     from fsspec import AbstractFileSystem
 
+    from brainmri.dicom import SetAside
+
+    _Read = Callable[[str], tuple[list[MRISlice], tuple[SetAside, ...]]]
+
 CHUNK_FILES = 256
 """Files a chunk on average; at most four times as many."""
 BATCH_FILES = 32
 MAX_ATTEMPTS = 4
 """Workers that may die over one chunk before the job stops."""
-IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 
 Progress = Callable[["Summary"], None]
 
@@ -113,7 +116,7 @@ class Summary:
     files, total_files, resumed_files : int
         Done (with those that an earlier run did), all, and done by an earlier run.
     rows, bad_files : int
-        Slices answered and files set aside, by this run.
+        Slices answered and files (those inside zips too) without an answer, by this run.
     elapsed_s : float
     """
 
@@ -295,7 +298,7 @@ class ChunkWorker:
             )
         return self._classifier
 
-    def _answer(self, files: tuple[str, ...], read: Callable[[str], list[MRISlice]]):
+    def _answer(self, files: tuple[str, ...], read: _Read):
         from brainmri.pipeline import analyse
 
         rows: list[dict[str, Any]] = []
@@ -309,10 +312,13 @@ class ChunkWorker:
 
         for path in files:
             try:
-                slices = read(path)
+                slices, aside = read(path)
             except (BrainMRIError, OSError, _Poison) as error:
                 bad.append({"path": path, "error": type(error).__name__.lstrip("_"), "message": str(error)})
                 continue
+            for item in aside:
+                error_name = "InvalidDicomError" if item.failed else "SetAside"
+                bad.append({"path": path, "file": item.name, "error": error_name, "message": item.reason})
             for number, mri_slice in enumerate(slices, start=1):
                 waiting.append((path, number, mri_slice))
                 if len(waiting) >= BATCH_FILES:
@@ -326,7 +332,7 @@ class _Poison(Exception):
 
 
 @contextlib.contextmanager
-def _reader(job: Job, isolated: bool) -> Iterator[Callable[[str], list[MRISlice]]]:
+def _reader(job: Job, isolated: bool) -> Iterator[_Read]:
     if not isolated:
         yield lambda path: read_file(job, path)
         return
@@ -334,7 +340,7 @@ def _reader(job: Job, isolated: bool) -> Iterator[Callable[[str], list[MRISlice]
     pool: list[ProcessPoolExecutor] = []
     lock = multiprocessing.get_context("spawn").Lock()
 
-    def read(path: str) -> list[MRISlice]:
+    def read(path: str) -> tuple[list[MRISlice], tuple[SetAside, ...]]:
         with lock:
             for _ in range(2):
                 if not pool:
@@ -354,8 +360,8 @@ def _reader(job: Job, isolated: bool) -> Iterator[Callable[[str], list[MRISlice]
             executor.shutdown()
 
 
-def read_file(job: Job, path: str) -> list[MRISlice]:
-    """Read and decode one file of a job.
+def read_file(job: Job, path: str) -> tuple[list[MRISlice], tuple[SetAside, ...]]:
+    """Read and decode one file of a job; what of it was set aside comes second.
 
     Raises
     ------
@@ -364,14 +370,14 @@ def read_file(job: Job, path: str) -> list[MRISlice]:
     OSError
         It cannot be read.
     """
-    from brainmri.pipeline import read_slices
+    from brainmri import pipeline
 
     limit_mb = max(job.settings.uploads.max_size_mb, job.settings.dicom.max_archive_mb)
     with _open(job.root, path) as file:
         content = file.read(int(limit_mb * 1e6) + 1)
     if len(content) > limit_mb * 1e6:
         raise InvalidImageError(f"{path}: over {limit_mb:.0f} MB, the limit")
-    return read_slices(content, path.rsplit("/", 1)[-1], job.settings, insist=job.insist)
+    return pipeline.read_file(content, path.rsplit("/", 1)[-1], job.settings, insist=job.insist)
 
 
 def _open(root: str, path: str) -> IO[bytes]:
@@ -418,10 +424,10 @@ def schema() -> pyarrow.Schema:
 
 
 def bad_schema() -> pyarrow.Schema:
-    """Columns of the side table: one row a file without an answer."""
+    """Columns of the side table: one row a file without an answer; ``file`` is its name where ``path`` is a zip."""
     import pyarrow as pa
 
-    return pa.schema([("path", pa.string()), ("error", pa.string()), ("message", pa.string())])
+    return pa.schema([(name, pa.string()) for name in ("path", "file", "error", "message")])
 
 
 def _row(path: str, number: int, analysis: Analysis) -> dict[str, Any]:

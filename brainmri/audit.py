@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -63,15 +64,19 @@ class Audit:
         """Write ``audit.json``, ``groups.csv`` and ``pairs.csv`` (``compressed``: the tables as ``.csv.gz``)."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for name, table in (("groups.csv", self.images), ("pairs.csv", self.pairs)):
-            for old in (directory / name, directory / f"{name}.gz"):
-                old.unlink(missing_ok=True)
-            # No time stamp inside: the same audit gives the same file.
-            how = {"compression": {"method": "gzip", "compresslevel": 9, "mtime": 0}} if compressed else {}
-            table.to_csv(directory / (f"{name}.gz" if compressed else name), index=False, **how)
-        temporary = directory / "audit.json.tmp"
-        temporary.write_text(json.dumps(self.summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-        os.replace(temporary, directory / "audit.json")
+        # No time stamp inside: the same audit gives the same file.
+        how = {"compression": {"method": "gzip", "compresslevel": 9, "mtime": 0}} if compressed else {}
+        suffix, other = (".gz", "") if compressed else ("", ".gz")
+        # All is written before any of an older audit goes: a full disk costs the new one only.
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".new-") as fresh:
+            for name, table in (("groups.csv", self.images), ("pairs.csv", self.pairs)):
+                table.to_csv(Path(fresh) / f"{name}{suffix}", index=False, **how)
+            text = json.dumps(self.summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            (Path(fresh) / "audit.json").write_text(text, "utf-8")
+            for name in ("groups.csv", "pairs.csv"):
+                os.replace(Path(fresh) / f"{name}{suffix}", directory / f"{name}{suffix}")
+                (directory / f"{name}{other}").unlink(missing_ok=True)
+            os.replace(Path(fresh) / "audit.json", directory / "audit.json")
 
     @classmethod
     def load(cls, directory: Path | str) -> Audit:
@@ -153,6 +158,7 @@ def audit(
     pairs = pairs.drop(columns=["i", "j"])
     summary = {
         "name": name,
+        "root": str(Path(str(table["file"].iloc[0]).removesuffix(table["path"].iloc[0])).resolve()),
         "n_images": len(table),
         "n_readable": len(images),
         "n_groups": int(images["group"].nunique()),

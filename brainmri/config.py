@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from brainmri.errors import ConfigError
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "config.yaml"
+IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
+"""Files, in lower case, that systems leave beside images: no door takes them for images."""
 
 
 class _Section(BaseModel):
@@ -119,12 +121,14 @@ def load_settings(path: Path | str | None = None) -> Settings:
         raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"{path.name}: cannot be read ({error.strerror}); expected a YAML file at {path}") from error
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: not UTF-8 text ({error.reason}, byte {error.start}); save it so") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day such as 2026-02-30
         raise ConfigError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path.name}: expected sections such as 'model:', got {type(raw).__name__}")
     try:
-        settings = Settings(**raw)
+        settings = Settings.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(path.name, e) for e in error.errors())) from error
     return _resolve(settings, path.parent)
@@ -136,6 +140,10 @@ def _describe(file_name: str, error) -> str:
         return f"{file_name}: unknown key '{key}'; remove it or correct its spelling"
     if error["type"] == "missing":
         return f"{file_name}: '{key}' is missing"
+    if error["type"] == "invalid_key":
+        return f"{file_name}: the key {key} is no text; remove it or put it in quotes"
+    if key.startswith("database"):  # may hold a password
+        return f"{file_name}: '{key}': {error['msg']}"
     return f"{file_name}: '{key}' is {error['input']!r}: {error['msg']}"
 
 

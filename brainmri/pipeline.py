@@ -1,13 +1,17 @@
-"""The one workflow: slices in, answers (and explanations) out. Page, command line, batch and PACS all call it."""
+"""The one workflow: bytes -> slices -> answers. Pages, command line and archive jobs all call it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from brainmri.config import Settings
 from brainmri.imaging import decode_image
 from brainmri.inference import Classifier
 from brainmri.types import CLASS_NAMES, Analysis, MRISlice
+
+if TYPE_CHECKING:
+    from brainmri.dicom import SetAside
 
 
 def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis]:
@@ -55,25 +59,34 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
 
 
 def read_slices(content: bytes, name: str, settings: Settings, *, insist: bool = False) -> list[MRISlice]:
+    """`read_file` without what was set aside: for files that hold one image."""
+    return read_file(content, name, settings, insist=insist)[0]
+
+
+def read_file(
+    content: bytes, name: str, settings: Settings, *, insist: bool = False
+) -> tuple[list[MRISlice], tuple[SetAside, ...]]:
     """Decode one uploaded file of any accepted kind: a picture, a DICOM file, or a zip of a DICOM series.
 
     ``insist`` takes DICOM that would be refused or set aside: other modalities, localisers, diffusion, derived images.
 
     Returns
     -------
-    list of MRISlice
+    slices : list of MRISlice
         One for a picture; all frames of a DICOM file, all slices of a series, in order of position.
+    set_aside : tuple of SetAside
+        Files of a zip, and frames, that are in no series, each with the reason; ``failed`` where unreadable or refused.
 
     Raises
     ------
     InvalidImageError
-        Says what came and what is accepted.
+        Nothing usable; says what came and what is accepted.
     """
     from brainmri import dicom
 
     if dicom.is_dicom(content) or dicom.is_zip(content):
-        return dicom.read_slices(content, name, settings, insist=insist)
+        reading = dicom.read_series(content, name, settings, insist=insist)
+        return [s for series in reading.series for s in series.slices], reading.set_aside
     limits = settings.uploads
-    return [
-        decode_image(content, name, max_pixels=limits.max_pixels, max_size_bytes=int(limits.max_size_mb * 1_000_000))
-    ]
+    size = int(limits.max_size_mb * 1_000_000)
+    return [decode_image(content, name, max_pixels=limits.max_pixels, max_size_bytes=size)], ()

@@ -50,7 +50,7 @@ def run_on_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise EngineError(f"Ray does not import ({error}); pip install 'brainmri[scale]'") from error
+        raise EngineError(f"Ray does not import ({error}); install it: .venv/bin/pip install -e '.[scale]'") from error
     ours = not ray.is_initialized()
     if ours:
         _check_reachable(address)

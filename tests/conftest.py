@@ -158,7 +158,7 @@ def postgresql_server(tmp_path_factory):
     except ImportError:
         psycopg = None
     if not programs or psycopg is None:
-        need_real_part("PostgreSQL: apt-get install postgresql, pip install 'brainmri[postgres]'")
+        need_real_part("PostgreSQL: apt-get install postgresql, .venv/bin/pip install -e '.[postgres]'")
     # The server refuses to run as root; Debian's package brings a user for it.
     owner = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
     with socket.socket() as probe:

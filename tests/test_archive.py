@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from dicom_maker import dicom, stack, zipped
 from PIL import Image
 
 from brainmri import archive
@@ -319,6 +320,29 @@ def test_the_output_may_lie_in_the_input(images, settings):
     run_archive(job)
     assert len(pd.read_parquet(images / "results.parquet")) == 40
     assert run_archive(job).resumed_files == 43
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_a_zip_holds_beside_its_series_is_in_the_side_table(tmp_path, settings, isolated):
+    series = stack(4)
+    cut = series.pop("IM003.dcm")[:-3000]
+    localiser = dicom(SeriesDescription="3plane loc", SOPInstanceUID="1.7", SeriesInstanceUID="1.2.9")
+    root = tmp_path / "in"
+    root.mkdir()
+    content = zipped({**series, "loc.dcm": localiser, "cut.dcm": cut, "DICOMDIR": localiser})
+    (root / "study.zip").write_bytes(content)
+    dicom_settings = settings.dicom.model_copy(update={"key_file": tmp_path / "uid.key"})
+    job = make_job(root, tmp_path / "out", settings.model_copy(update={"dicom": dicom_settings}))
+    (chunk,) = list_chunks(job)
+    if isolated:  # someone died over this chunk
+        (tmp_path / "out/_tries").mkdir(parents=True)
+        (tmp_path / "out/_tries" / chunk.name).touch()
+    assert ChunkWorker(job).run(chunk) == (3, 2)
+    bad = pd.read_parquet(tmp_path / "out" / "_bad").sort_values("file")
+    assert bad["path"].tolist() == ["study.zip"] * 2
+    assert bad[["file", "error"]].to_numpy().tolist() == [["cut.dcm", "InvalidDicomError"], ["loc.dcm", "SetAside"]]
+    assert "cut short" in bad["message"].iloc[0]
+    assert bad["message"].iloc[1] == "localiser"
 
 
 def test_a_missing_file_is_a_bad_file(images, tmp_path, settings):

@@ -254,6 +254,23 @@ def test_saved_and_opened_again(table, tmp_path):
         Audit.load(tmp_path / "nothing")
 
 
+def test_a_full_disk_leaves_the_audit_that_was_there(table, tmp_path, monkeypatch):
+    old, new = audit(table(originals(3)), name="old"), audit(table(originals(5)), name="new")
+    old.save(tmp_path / "saved", compressed=True)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_csv", full)
+        with pytest.raises(OSError, match="No space"):
+            new.save(tmp_path / "saved")
+    assert len(Audit.load(tmp_path / "saved").images) == 3
+    new.save(tmp_path / "saved")
+    assert len(Audit.load(tmp_path / "saved").images) == 5
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["audit.json", "groups.csv", "pairs.csv"]
+
+
 def test_command_takes_a_folder_or_a_manifest(tmp_path):
     root = tmp_path / "set"
     for folder, seeds in (("Training", range(6)), ("Testing", range(4, 8))):

@@ -1,7 +1,6 @@
 """The Dataset audit page, run as Streamlit runs it."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -123,18 +122,47 @@ def test_guests_start_no_audit(open_page, data):
 
 
 def test_a_new_audit_runs_beside_the_page_and_is_saved(open_page, data, app_settings):
+    folder = app_settings.evaluation.directory
+    auditing.audit(read_folder(data), name="shipped").save(folder / "audit-brain-tumor-mri")
     page = open_page(PAGE, "reader")
     press(page, "Audit the data set anew")
     assert not page.exception
-    for _ in range(600):
-        if (app_settings.evaluation.directory / "audit-brain-tumor-mri/audit.json").is_file():
-            break
-        time.sleep(0.1)
-    page.run()
+    job = page_audit._jobs()[str(data)]
+    assert job.finished.wait(60)
+    job.started -= 1000  # nobody looked for a while
     page.run()
     assert not page.exception
-    assert Audit.load(app_settings.evaluation.directory / "audit-brain-tumor-mri").summary["n_images"] == 17
-    assert any("brain_tumor_mri" in s.value.replace("\\", "") for s in page.subheader)
+    assert job.save_to.name.startswith("audit-brain-tumor-mri-20")
+    assert Audit.load(job.save_to).summary["n_images"] == 17
+    assert Audit.load(folder / "audit-brain-tumor-mri").summary["name"] == "shipped"
+    assert f"Audited anew in {job.result.summary['cost']['seconds']:.0f} s" in texts(page)
+    assert any("brain_tumor_mri" in s.value.replace("\\", "") for s in page.subheader)  # the new one comes first
+    assert page.selectbox(key="audit.chosen").options[0].endswith(job.save_to.name)
+
+
+def test_only_who_started_it_and_admins_stop_a_running_audit(open_page, make_user, data, tmp_path):
+    starter = make_user("reader", "starter")
+    job = page_audit.Job("set", tmp_path, starter.id)
+    page_audit._jobs()[str(data)] = job
+    others = ["guest", make_user("radiologist", "other"), starter, make_user("admin")]
+    offered = [[b.label for b in open_page(PAGE, role).button] for role in others]
+    page_audit._jobs().clear()
+    assert offered == [[], [], ["Stop"], ["Stop"]]
+
+
+def test_pictures_are_of_the_audited_data_set_only(open_page, data, app_settings, tmp_path):
+    import shutil
+
+    other = shutil.copytree(data, tmp_path / "other")
+    auditing.audit(read_folder(other), name="another set").save(app_settings.evaluation.directory / "audit-other")
+    for tab in ("Leaking pairs", "Label conflicts"):
+        page = open_tab(open_page, tab)
+        assert not page.get("image"), tab
+    (found,) = app_settings.evaluation.directory.glob("*/audit.json")
+    found.write_text(found.read_text("utf-8").replace(str(other), str(data)), "utf-8")
+    for tab in ("Leaking pairs", "Label conflicts"):
+        page = open_tab(open_page, tab)
+        assert page.get("image"), tab
 
 
 def test_a_running_audit_shows_progress_and_stops(open_page, data, app_settings, monkeypatch):
@@ -159,7 +187,7 @@ def test_a_running_audit_shows_progress_and_stops(open_page, data, app_settings,
     assert job.stopped
     page.run()
     assert "was stopped" in texts(page)
-    assert not (app_settings.evaluation.directory / "audit-brain-tumor-mri").exists()
+    assert not list(app_settings.evaluation.directory.glob("*"))
     assert "Audit the data set anew" in [b.label for b in page.button]
 
 

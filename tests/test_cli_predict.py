@@ -209,6 +209,23 @@ def test_unknown_model_is_one_line(app_settings, folder):
     assert "models here: tiny" in done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", [["predict", "--output", "{file}/x.parquet"], ["explain", "-o", "{file}"]])
+def test_an_output_that_cannot_be_written_is_one_line(app_settings, folder, tmp_path, command):
+    (tmp_path / "afile").write_bytes(b"")
+    words = [word.format(file=tmp_path / "afile") for word in command]
+    words = [sys.executable, "-m", "brainmri", words[0], str(folder), *words[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("brainmri: ")
+    assert str(tmp_path / "afile") in last
+
+
+def test_help_says_that_an_archive_is_answered_file_by_file():
+    assert "file by file and builds no series" in " ".join(run("--help").output.replace("│", " ").split())
+
+
 def test_streamlit_is_not_imported():
     code = "import sys, brainmri.cli; sys.exit(any(m in sys.modules for m in ('streamlit', 'tensorflow', 'keras')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

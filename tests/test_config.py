@@ -63,6 +63,9 @@ def test_the_environment_names_file_and_data(tmp_path, monkeypatch):
         ("", "'model' is missing"),
         ("- a list", "expected sections"),
         ("model: [", "not valid YAML"),
+        ("model: {id: 2026-02-30}", "not valid YAML"),
+        ("model: {id: tiny}\n1: 2", "the key 1 is no text"),
+        ("model: {id: tiny, 3: 4}", "the key model.3 is no text"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, says):
@@ -70,6 +73,20 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, says):
         config.load_settings(write(tmp_path, text))
     assert str(caught.value).startswith("config.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_utf_8_is_one_line(tmp_path):
+    (tmp_path / "config.yaml").write_bytes("model: {id: modèle}".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.yaml: not UTF-8 text") as caught:
+        config.load_settings(tmp_path / "config.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_url_in_the_wrong_place_is_not_repeated(tmp_path):
+    text = "model: {id: tiny}\ndatabase: postgresql+psycopg://u:secret@h/d"
+    with pytest.raises(ConfigError, match="'database': ") as caught:
+        config.load_settings(write(tmp_path, text))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_missing_file_says_where_it_was_expected(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_maker import dicom, stack, zipped
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -62,6 +63,21 @@ def test_unreadable_files_are_reported_and_the_others_come(app_settings, scan, t
     result = run(broken, tmp_path / "missing.png", scan, "--output", tmp_path / "maps")
     assert result.exit_code == 1
     assert ["error" in row for row in lines(result)] == [True, True, False]
+
+
+def test_what_a_zip_holds_beside_its_series_has_lines_of_its_own(app_settings, tmp_path):
+    archive = tmp_path / "study.zip"
+    localiser = dicom(SeriesDescription="3plane loc", SOPInstanceUID="1.7", SeriesInstanceUID="1.2.9")
+    archive.write_bytes(zipped({**stack(1), "loc.dcm": localiser}))
+    result = run(archive, "--even-rejected", "--output", tmp_path / "maps")
+    assert result.exit_code == 0, result.output
+    first, second = lines(result)
+    assert first == {"path": str(archive), "file": "loc.dcm", "set_aside": "localiser"}
+    assert second["method"] == "grad-cam"
+    archive.write_bytes(zipped({**stack(1), "cut.dcm": localiser[:-3000]}))
+    result = run(archive, "--even-rejected", "--output", tmp_path / "maps")
+    assert result.exit_code == 1
+    assert "cut short" in lines(result)[0]["error"]
 
 
 @pytest.mark.parametrize(

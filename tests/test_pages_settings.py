@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from brainmri import accounts
-from brainmri.errors import AccountError
+from brainmri.errors import AccountError, StorageError
 from brainmri.ui import state
 
 PASSWORD = "correct horse battery"
@@ -45,6 +45,19 @@ def test_nobody_is_offered_to_sign_in(app_settings):
     assert "Brain MRI" in page.title[0].value
     assert "not a diagnosis" in texts(page, "info").lower()
     assert {b.label for b in page.button} == {"Try as a guest", "Sign in", "Sign up"}
+
+
+@pytest.mark.parametrize("where", ["authenticate", "sign_in_page", "user_menu"])
+def test_an_error_at_the_gate_is_a_message_and_no_crash(make_user, monkeypatch, where):
+    from brainmri.ui import auth
+
+    def fail(*_):
+        raise StorageError("the database refused: disk full; nothing was changed")
+
+    monkeypatch.setattr(auth, where, fail)
+    page = open_home(session_of(make_user()) if where == "user_menu" else None)
+    assert not page.exception
+    assert [e.value.replace("\\", "") for e in page.error] == ["the database refused: disk full; nothing was changed"]
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,14 @@ def test_readme_command(command, workplace):
 def test_readme_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_readme_names_every_command_and_every_document():
+    from typer.main import get_command
+
+    from brainmri.cli import app
+
+    table = "\n".join(line for line in README.splitlines() if line.startswith("| `"))
+    assert not set(get_command(app).commands) - set(re.findall(r"`([a-z-]+)`", table))
+    for document in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{document.name})" in README

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import jwt
+import psutil
 import pytest
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
@@ -117,6 +118,12 @@ def test_no_other_address_shows_anything_either(tmp_path_factory, fresh_server, 
 def fresh_server(tmp_path_factory):
     with running_server(tmp_path_factory.mktemp("fresh")) as port:
         yield port
+
+
+def test_a_server_listens_on_this_machine_only(fresh_server):
+    found = [c.laddr for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == fresh_server]
+    assert {address.ip for address in found} <= {"127.0.0.1", "::1"}
+    assert found
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -88,3 +89,11 @@ def test_no_cluster():
 
     with pytest.raises(EngineError, match="no Ray cluster answers at"):
         run_on_ray(None, "127.0.0.1:1")
+
+
+def test_without_ray_it_says_how_to_install_it(monkeypatch):
+    from brainmri.scale import run_on_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"\.venv/bin/pip install -e '\.\[scale\]'"):
+        run_on_ray(None, "local")

@@ -23,3 +23,5 @@ def main() -> None:
         app()
     except BrainMRIError as error:
         sys.exit(f"brainmri: {error}")
+    except OSError as error:  # a full disk, an output that cannot be written: its own text names the file
+        sys.exit(f"brainmri: {' '.join(str(error).split())}" + ("; check that path" if error.filename else ""))

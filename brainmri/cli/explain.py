@@ -49,7 +49,7 @@ def explain(
     from brainmri.explain.base import class_index
     from brainmri.explain.colour import colour_table
     from brainmri.inference import load_classifier
-    from brainmri.pipeline import analyse, read_slices
+    from brainmri.pipeline import analyse, read_file
 
     settings = load_settings()
     methods = list(METHODS) if method == "all" else [m.strip() for m in method.split(",") if m.strip()]
@@ -69,11 +69,16 @@ def explain(
     failed = False
     for path in files:
         try:
-            analyses = analyse(classifier, read_slices(path.read_bytes(), path.name, settings))
+            slices, aside = read_file(path.read_bytes(), path.name, settings)
+            analyses = analyse(classifier, slices)
         except (BrainMRIError, OSError) as error:
             typer.echo(json.dumps({"path": str(path), "error": str(error)}, ensure_ascii=False))
             failed = True
             continue
+        for item in aside:
+            said = {"path": str(path), "file": item.name, "error" if item.failed else "set_aside": item.reason}
+            typer.echo(json.dumps(said, ensure_ascii=False))
+            failed = failed or item.failed
         for number, analysis in enumerate(analyses, 1):
             row: dict[str, Any] = {"path": str(path)}
             # Two files of one stem in different folders must not overwrite each other.

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from brainmri.types import Analysis, MRISlice
 
 _BATCH = 16
-_IGNORED = {"thumbs.db", "desktop.ini", "dicomdir"}
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +46,8 @@ def predict(
     A zip and the DICOM files of a folder are read as series: ordered, answered as a whole too, localisers and the like
     set aside.
 
-    With --output, a resumable job over every core or a Ray cluster; bad files go to a side table, exit code 0.
+    With --output, a resumable job over every core or a Ray cluster. It answers file by file and builds no series; bad
+    files, and those set aside in a zip, go to a side table, exit code 0.
     """
     if output:
         _predict_archive(paths, output, model, insist, workers, ray, overwrite)
@@ -79,6 +79,8 @@ def predict(
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Files in the order given, a folder's sorted and without hidden ones; a missing or empty one comes through."""
+    from brainmri.config import IGNORED_NAMES
+
     for path in paths:
         if not path.is_dir():
             yield path
@@ -86,7 +88,7 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
         empty = True
         for file in sorted(path.rglob("*")):
             hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-            if file.is_file() and not hidden and file.name.lower() not in _IGNORED:
+            if file.is_file() and not hidden and file.name.lower() not in IGNORED_NAMES:
                 empty = False
                 yield file
         if empty:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from brainmri.config import Settings
+from brainmri.config import IGNORED_NAMES, Settings
 from brainmri.dicom.deidentify import load_key
 from brainmri.dicom.guard import decode
 from brainmri.dicom.series import DicomFrame, Reading, SetAside, build_reading, known_words, reason_to_set_aside
@@ -188,7 +188,7 @@ def _unzip(content: bytes, name: str, settings: Settings) -> Iterator[tuple[str,
 
 def _is_clutter(path: str) -> bool:
     last = _last_component(path)
-    return path.startswith("__MACOSX/") or last.startswith(".") or last in ("Thumbs.db", "desktop.ini")
+    return path.startswith("__MACOSX/") or last.startswith(".") or last.lower() in IGNORED_NAMES
 
 
 def _read_one(content: bytes, name: str, settings: Settings, insist: bool) -> list[DicomFrame]:

@@ -205,10 +205,6 @@ def build_reading(frames: Sequence[DicomFrame], set_aside: list[SetAside], *, in
     return Reading(tuple(series), tuple(set_aside), total)
 
 
-def _with_note(frame: DicomFrame, note: str) -> DicomFrame:
-    return replace(frame, slice=replace(frame.slice, notes=(*frame.slice.notes, note)))
-
-
 def _stack(members: list[DicomFrame]) -> Series:
     notes: list[str] = []
     positions = [f.position_mm for f in members]

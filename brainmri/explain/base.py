@@ -264,11 +264,6 @@ def upsampling_matrix(size: int, cells: int) -> np.ndarray:
     return matrix
 
 
-def in_chunks(function: Callable[[slice], np.ndarray], n: int, size: int) -> np.ndarray:
-    """Concatenate ``function`` of slices of at most ``size`` out of ``n``."""
-    return np.concatenate([function(slice(i, min(i + size, n))) for i in range(0, n, size)])
-
-
 def as_targets(targets: Sequence[int] | np.ndarray) -> np.ndarray:
     """Class columns as an int64 array."""
     return np.asarray(targets, np.int64)

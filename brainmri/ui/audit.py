@@ -17,6 +17,7 @@ from brainmri.audit import Audit
 from brainmri.data import read_folder
 from brainmri.displays import counted
 from brainmri.errors import BrainMRIError
+from brainmri.storage import utc_now
 from brainmri.ui import state
 from brainmri.ui.pictures import find_picture, thumbnail
 from brainmri.ui.theme import class_title, link, plain
@@ -41,6 +42,8 @@ class Job:
     """One audit in a thread of its own; the page polls it."""
 
     name: str
+    save_to: Path
+    user_id: int | None = None
     started: float = field(default_factory=time.monotonic)
     stage: str = "reading"
     done: int = 0
@@ -68,9 +71,9 @@ class Job:
         self.stage, self.done, self.total = stage, done, total
 
 
-def start(name: str, read: Callable[[], pd.DataFrame], save_to: Path) -> Job:
-    """Start an audit of the table that ``read`` gives; a finished one is saved."""
-    job = Job(name)
+def start(name: str, read: Callable[[], pd.DataFrame], save_to: Path, user_id: int | None = None) -> Job:
+    """Start an audit of the table that ``read`` gives, for a user; a finished one is saved."""
+    job = Job(name, save_to, user_id)
 
     def work() -> None:
         try:
@@ -103,8 +106,9 @@ def _jobs() -> dict[str, Job]:
 def show(user: User) -> None:
     """The whole page."""
     folder = state.settings().evaluation.directory
-    saved = {p.parent.name: p.parent for p in sorted(folder.glob("*/audit.json"))}
     _new_audit(user, folder)
+    newest_first = sorted(((p.stat().st_mtime_ns, p.parent) for p in folder.glob("*/audit.json")), reverse=True)
+    saved = {path.name: (str(path), stamp) for stamp, path in newest_first}
     if not saved:
         st.info(
             "There is no saved audit yet. Audit the configured data set above, or any folder:",
@@ -112,20 +116,21 @@ def show(user: User) -> None:
         )
         st.code("brainmri audit data/brain_tumor_mri --output evaluations/audit-mine", language="bash")
         return
-    opened = {name: _open(str(path), (path / "audit.json").stat().st_mtime_ns) for name, path in saved.items()}
-    usable = {name: found for name, found in opened.items() if isinstance(found, Audit)}
-    for name in (n for n in opened if n not in usable):
-        st.warning(plain(str(opened[name])), icon=":material/warning:")
+    titles = {name: _title(*saved[name]) for name in saved}
+    usable = [name for name in saved if titles[name] is not None]
+    for name in (n for n in saved if n not in usable):
+        st.warning(plain(str(_open(*saved[name]))), icon=":material/warning:")
     if not usable:
         return
     chosen = (
-        st.selectbox(
-            "Audit", list(usable), format_func=lambda n: f"{usable[n].summary['name']} · {n}", key="audit.chosen"
-        )
+        st.selectbox("Audit", usable, format_func=lambda n: f"{titles[n]} · {n}", key="audit.chosen")
         if len(usable) > 1
-        else next(iter(usable))
+        else usable[0]
     )
-    found = usable[chosen]
+    found = _open(*saved[chosen])
+    if not isinstance(found, Audit):  # it went while the page was drawn
+        st.warning(plain(str(found)), icon=":material/warning:")
+        return
     _counts(found)
     tabs = st.tabs(
         ["Leaking pairs", "Label conflicts", "Proposed split", "Files and sizes", "How it was found"],
@@ -146,6 +151,13 @@ def _open(path: str, stamp: int) -> Audit | BrainMRIError:
         return error
 
 
+@st.cache_data(show_spinner=False)
+def _title(path: str, stamp: int) -> str | None:
+    """What an audit calls its data, without keeping its tables; None where it cannot be opened."""
+    found = _open(path, stamp)
+    return found.summary["name"] if isinstance(found, Audit) else None
+
+
 def _new_audit(user: User, folder: Path) -> None:
     root = state.settings().data.root
     job = _jobs().get(str(root))
@@ -158,8 +170,10 @@ def _new_audit(user: User, folder: Path) -> None:
             st.error(plain(job.error), icon=":material/error:")
         elif job.stopped:
             st.info("The audit was stopped; what was saved before is shown.", icon=":material/stop_circle:")
-        else:
-            st.success(f"Audited anew in {time.monotonic() - job.started:.0f} s.", icon=":material/check:")
+        elif job.result is not None:
+            seconds = job.result.summary["cost"]["seconds"]
+            st.success(f"Audited anew in {seconds:.0f} s: {plain(job.save_to.name)}.", icon=":material/check:")
+            st.session_state["audit.chosen"] = job.save_to.name
     if not root.is_dir():
         st.caption(
             f":material/image_not_supported: The data set is not on this machine: a saved audit is shown without "
@@ -175,9 +189,9 @@ def _new_audit(user: User, folder: Path) -> None:
         icon=":material/refresh:",
         help="Reads every image once; minutes for thousands. The page stays usable, and it can be stopped.",
     ):
-        _jobs()[str(root)] = start(
-            root.name, lambda: read_folder(root), folder / f"audit-{root.name}".replace("_", "-")
-        )
+        # A folder of its own: nobody's audit takes the place of another's.
+        own = f"audit-{root.name}-{utc_now():%Y%m%d-%H%M%S}".replace("_", "-")
+        _jobs()[str(root)] = start(root.name, lambda: read_folder(root), folder / own, user.id)
         st.rerun()
 
 
@@ -192,7 +206,11 @@ def _watch(key: str) -> None:
     st.progress(job.share, f"{plain(job.name)}: {job.stage}{count} · {seconds:.0f} s")
     if job.stop.is_set():
         st.caption("Stopping after the step at hand …")
-    elif st.button("Stop", icon=":material/stop_circle:", key="audit.stop"):
+        return
+    user = state.current_user()
+    if user.id is None or (user.id != job.user_id and user.role != "admin"):
+        return
+    if st.button("Stop", icon=":material/stop_circle:", key="audit.stop"):
         job.stop.set()
         st.rerun(scope="fragment")
 
@@ -285,12 +303,11 @@ def _pairs(found: Audit) -> None:
     pages = -(-len(shown) // PAIRS_A_PAGE)
     number = st.number_input(f"Page of {pages:,}", 1, pages, 1, key="audit.page", width=220) if pages > 1 else 1
     part = shown.iloc[(number - 1) * PAIRS_A_PAGE : number * PAIRS_A_PAGE]
-    root = state.settings().data.root
-    if any(find_picture(root, path) for path in part["first"]):
+    if any(_picture(found, path) for path in part["first"]):
         with st.container(horizontal=True, gap="small"):
             for _, pair in part.iterrows():
                 with st.container(width=296, border=True):
-                    _pair(root, pair)
+                    _pair(found, pair)
     else:
         st.info(
             "The pictures appear here where the data set is on this machine (data.root in config.yaml, or "
@@ -308,11 +325,22 @@ def _pairs(found: Audit) -> None:
     )
 
 
-def _pair(root: Path, pair: pd.Series) -> None:
+def _picture(found: Audit, path: str) -> Path | None:
+    """The audited file, where the data set on this machine is the audited one; another may have equal paths.
+
+    Audits of earlier versions do not say what they are of, nor need one that ships: the configured data set.
+    """
+    root = state.settings().data.root
+    if Path(found.summary.get("root", root)).resolve() != root.resolve():
+        return None
+    return find_picture(root, path)
+
+
+def _pair(found: Audit, pair: pd.Series) -> None:
     orientation = auditing.ORIENTATIONS.index(pair["orientation"])
     with st.container(horizontal=True, gap="small"):
         for side in ("first", "second"):
-            file = find_picture(root, pair[side])
+            file = _picture(found, pair[side])
             with st.container(width=122):
                 if file:
                     st.image(thumbnail(str(file)), width="stretch")
@@ -329,7 +357,6 @@ def _conflicts(found: Audit) -> None:
     if not conflicts and not second:
         st.success("No slice carries two labels.", icon=":material/check:")
         return
-    root = state.settings().data.root
     with st.container(horizontal=True, gap="small"):
         for conflict in conflicts:
             with st.container(width=460, border=True):
@@ -340,7 +367,7 @@ def _conflicts(found: Audit) -> None:
                 )
                 with st.container(horizontal=True, gap="small"):
                     for image in conflict["images"]:
-                        file = find_picture(root, image["path"])
+                        file = _picture(found, image["path"])
                         with st.container(width=150):
                             if file:
                                 st.image(thumbnail(str(file)), width="stretch")

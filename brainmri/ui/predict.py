@@ -15,7 +15,7 @@ import streamlit as st
 from brainmri.errors import BrainMRIError, BusyError, StorageError
 from brainmri.inference import UNCALIBRATED
 from brainmri.model import list_models
-from brainmri.pipeline import analyse
+from brainmri.pipeline import analyse, read_file
 from brainmri.storage import save_record
 from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 from brainmri.ui import state
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from brainmri.accounts import User
+    from brainmri.dicom import SetAside
     from brainmri.inference import Classifier
+
+    _Outcome = tuple[list[Answer], Sequence[SetAside]] | str
 
 _BATCH = 16
 _MANY = 20
@@ -77,18 +80,20 @@ def engine_notice(model_id: str) -> None:
 def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[list[Answer], list[tuple[str, str]]]:
     """Answer the chosen images, each once a session and model, and keep the answers of a signed-in user.
 
+    What a zip holds beside its series is listed on the page.
+
     Returns
     -------
     answers : list of Answer
     errors : list of (name, one line)
-        Of the files that could not be read.
+        Of the files that could not be read, in a zip too.
     """
     limit = state.settings().uploads.max_files
     if len(sources) > limit:
         text = f"{len(sources)} files came, the limit is {limit} at once (uploads.max_files); choose fewer"
         return [], [(f"{len(sources)} files", text)]
     wanted = {(source.key, model_id) for source in sources}
-    kept: dict[tuple[str, str], list[Answer] | str] = {
+    kept: dict[tuple[str, str], _Outcome] = {
         key: value for key, value in st.session_state.get(_ANSWERS, {}).items() if key in wanted
     }
     st.session_state[_ANSWERS] = kept
@@ -117,24 +122,40 @@ def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[li
             bar.empty()
     answers: list[Answer] = []
     errors: list[tuple[str, str]] = []
+    aside: list[tuple[str, str]] = []
     for source in sources:
         outcome = kept[source.key, model_id]
         if isinstance(outcome, str):
             errors.append((source.name, outcome))
-        else:
-            answers += outcome
+            continue
+        answers += outcome[0]
+        for item in outcome[1]:
+            (errors if item.failed else aside).append((item.name, f"{item.name}: {item.reason}"))
+    if aside:
+        with st.expander(f"Set aside ({len(aside):,})", icon=":material/inventory_2:"):
+            st.markdown("\n".join(f"- {plain(text)}" for _, text in aside))
     return answers, errors
 
 
-def _answer_group(classifier: Classifier, group: Sequence[Source], user: User, side: int) -> list[list[Answer] | str]:
+def _read(source: Source) -> tuple[list[MRISlice], Sequence[SetAside]]:
+    """A source's slices, and what its file holds beside them, which `Source.read` leaves out."""
+    from brainmri.dicom import is_dicom, is_zip
+
+    content = source.content()
+    if content is not None and (is_dicom(content) or is_zip(content)):
+        return read_file(content, source.name, state.settings())
+    return source.read(), ()
+
+
+def _answer_group(classifier: Classifier, group: Sequence[Source], user: User, side: int) -> list[_Outcome]:
     """Decode a few files, answer all their slices in one pass, keep them. An error takes only its own file."""
-    decoded: list[list[MRISlice] | str] = []
+    decoded: list[tuple[list[MRISlice], Sequence[SetAside]] | str] = []
     for source in group:
         try:
-            decoded.append(source.read())
+            decoded.append(_read(source))
         except BrainMRIError as error:
             decoded.append(str(error))
-    slices = [s for item in decoded if not isinstance(item, str) for s in item]
+    slices = [s for item in decoded if not isinstance(item, str) for s in item[0]]
     small = SMALL_PREVIEW_SIDE if len(slices) > _MANY else side
     # Pass by pass, and at once down to what a page shows: a series of thousands would not fit otherwise.
     answered = [
@@ -143,22 +164,23 @@ def _answer_group(classifier: Classifier, group: Sequence[Source], user: User, s
         for analysis in analyse(classifier, slices[first : first + _BATCH])
     ]
     remaining = iter(answered)
-    outcomes: list[list[Answer] | str] = []
+    outcomes: list[_Outcome] = []
     for source, item in zip(group, decoded, strict=True):
         if isinstance(item, str):
             outcomes.append(item)
             continue
-        pairs = [next(remaining) for _ in item]
+        pairs = [next(remaining) for _ in item[0]]
         if user.id is None:
-            outcomes.append([answer for answer, _ in pairs])
+            answers = [answer for answer, _ in pairs]
         else:
             content = source.content()
-            outcomes.append([_keep(answer, analysis, user, content) for answer, analysis in pairs])
+            answers = [_keep(answer, analysis, user, content) for answer, analysis in pairs]
+        outcomes.append((answers, item[1]))
     return outcomes
 
 
 def _keep(answer: Answer, analysis: Analysis, user: User, content: bytes | None) -> Answer:
-    """Keep a picture file as it came; of DICOM and archives the decoded grey values, which name no patient."""
+    """Keep a picture file as it came; of DICOM the de-identified file, or the original under ``keep_originals``."""
     mri_slice = analysis.slice
     if mri_slice.source_format == "DICOM" or (content and sha256(content).hexdigest() != mri_slice.sha256):
         content = None
