@@ -119,7 +119,7 @@ def reliability_frame(metrics: dict[str, Any]) -> pd.DataFrame:
     rows = []
     for key, title in (("before", "before temperature"), ("after", "as shown to readers")):
         for b in (calibration.get(key) or {}).get("bins", []):
-            low, high = b["interval"] or (b["accuracy"], b["accuracy"])
+            low, high = b["interval"] or (np.nan, np.nan)
             rows.append({"when": title, **{k: b[k] for k in ("mean_probability", "accuracy", "n")}, "low": low,
                          "high": high})  # fmt: skip
     return pd.DataFrame(rows, columns=["when", "mean_probability", "accuracy", "n", "low", "high"])
@@ -130,7 +130,7 @@ def robustness_frame(metrics: dict[str, Any]) -> pd.DataFrame:
     rows = []
     for kind, points in (metrics.get("robustness") or {}).items():
         for point in points:
-            low, high = point["interval"] or (point["accuracy"], point["accuracy"])
+            low, high = point["interval"] or (np.nan, np.nan)
             rows.append({"perturbation": kind, **{k: point[k] for k in ("severity", "n", "accuracy", "rejected_share")},
                          "low": low, "high": high})  # fmt: skip
     return pd.DataFrame(rows, columns=["perturbation", "severity", "n", "accuracy", "rejected_share", "low", "high"])
@@ -152,7 +152,7 @@ def subgroup_frame(metrics: dict[str, Any], measure: str = "accuracy", column: s
     for row in metrics.get("subgroups") or []:
         if row.get(measure) is None or column not in (None, row["column"]):
             continue
-        low, high = row.get(f"{measure}_interval") or (row[measure], row[measure])
+        low, high = row.get(f"{measure}_interval") or (np.nan, np.nan)
         value = value_title(row["column"], row["value"])
         rows.append({**{k: row[k] for k in ("title", "n", "n_groups", measure)}, "value": value,
                      "name": f"{value} (n = {row['n']:,})", "low": low, "high": high})  # fmt: skip

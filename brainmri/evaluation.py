@@ -59,11 +59,19 @@ class GroupBootstrap:
         return self.counts @ per_group
 
     def mean(self, values: np.ndarray, where: np.ndarray | None = None) -> list[float] | None:
-        """Interval of the mean of image values (of those ``where`` holds)."""
+        """Interval of the mean of image values (of those ``where`` holds).
+
+        Of booleans it is a share's. Where all are true or all false, every resample says so too; the interval then is
+        Clopper and Pearson's for as many groups (Biometrika 1934), not a point.
+        """
         where = np.ones(len(values), bool) if where is None else where
         sums = self.group_sums(np.stack([np.where(where, values, 0.0), where.astype(float)], axis=1))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.interval(sums[:, 0] / sums[:, 1], where)
+            found = self.interval(sums[:, 0] / sums[:, 1], where)
+        if found is not None and values.dtype == bool and len(set(values[where].tolist())) == 1:
+            reach = round(0.025 ** (1 / len(np.unique(self.codes[where]))), 6)
+            return [reach, 1.0] if values[where][0] else [0.0, round(1 - reach, 6)]
+        return found
 
     def interval(self, replicates: np.ndarray, *parts: np.ndarray) -> list[float] | None:
         """2.5th and 97.5th percentile of a measure.
@@ -179,7 +187,7 @@ def reliability(
         ``n`` and ``interval``.
     """
     top = probabilities.max(axis=1).astype(np.float64)
-    right = (probabilities.argmax(axis=1) == y_true).astype(np.float64)
+    right = probabilities.argmax(axis=1) == y_true
     bins, error = [], 0.0
     for members in np.array_split(np.argsort(top, kind="stable"), min(n_bins, len(top))):
         inside = np.zeros(len(top), bool)
@@ -364,7 +372,7 @@ def _classification(table, labels, probabilities, typed, bootstrap, undefined, i
         return found
     right = (y_true == y_pred) & typed
     found["accuracy"] = _number(right.sum() / typed.sum())
-    intervals["accuracy"] = bootstrap.mean(right.astype(float), typed)
+    intervals["accuracy"] = bootstrap.mean(right, typed)
     # Confusion matrices of all replicates at once: each image adds to one cell.
     cells = np.zeros((len(labels), n_classes * n_classes), np.float32)
     cells[np.flatnonzero(typed), y_true[typed] * n_classes + y_pred[typed]] = 1
@@ -435,7 +443,7 @@ def _tumour_against_none(labels, probabilities, bootstrap, undefined, threshold)
         ):
             if where.any():
                 found[name][kind] = _number(hit[where].mean())
-                found["intervals"][f"{name}_{kind}"] = bootstrap.mean(hit.astype(float), where)
+                found["intervals"][f"{name}_{kind}"] = bootstrap.mean(hit, where)
             else:
                 undefined[f"tumour_vs_none_{kind}"] = (
                     f"no image {'with' if kind == 'sensitivity' else 'without'} tumour"
@@ -485,7 +493,7 @@ def _conformal(table, labels, typed, bootstrap, undefined) -> dict[str, Any]:
         size = np.array([len(s) for s in sets])
         found[name] = {
             "coverage": _number(covered[typed].mean()),
-            "coverage_interval": bootstrap.mean(covered.astype(float), typed),
+            "coverage_interval": bootstrap.mean(covered, typed),
             "mean_set_size": _number(size[typed].mean()),
             "mean_set_size_interval": bootstrap.mean(size.astype(float), typed),
             "set_sizes": {str(k): int((size[typed] == k).sum()) for k in range(len(CLASS_NAMES) + 1)},
@@ -501,26 +509,38 @@ def _gate(table, labels, probabilities, typed, bootstrap, undefined) -> dict[str
         undefined["gate"] = "no decisions in the table"
         return None
     decision = table["decision"].to_numpy(str)
-    right = np.array(CLASS_NAMES)[probabilities.argmax(axis=1)] == labels
+    called = np.array(CLASS_NAMES)[probabilities.argmax(axis=1)]
+    right = called == labels
     found: dict[str, Any] = {
         "counts": {name: int((decision == name).sum()) for name in ("class", "undecided", "rejected")},
         "rejected_share": _number((decision == "rejected").mean()),
-        "rejected_interval": bootstrap.mean((decision == "rejected").astype(float)),
+        "rejected_interval": bootstrap.mean(decision == "rejected"),
         "decided_share": _number((decision == "class").mean()),
-        "decided_interval": bootstrap.mean((decision == "class").astype(float)),
+        "decided_interval": bootstrap.mean(decision == "class"),
         "accuracy_accepted": None,
         "accuracy_decided": None,
+        "answers": count_answers(labels, called, decision),
     }
     for name, where in (("accepted", typed & (decision != "rejected")), ("decided", typed & (decision == "class"))):
         if where.any():
             found[f"accuracy_{name}"] = _number(right[where].mean())
-            found[f"accuracy_{name}_interval"] = bootstrap.mean(right.astype(float), where)
+            found[f"accuracy_{name}_interval"] = bootstrap.mean(right, where)
         elif typed.any():
             undefined[f"accuracy_{name}"] = f"no image was {name}"
     if "ood_score" in table.columns:
         scores = table["ood_score"].to_numpy(np.float64)
         found["score_percentiles"] = {str(q): _number(np.percentile(scores, q)) for q in (1, 5, 25, 50, 75, 95, 99)}
     return found
+
+
+def count_answers(labels: np.ndarray, called: np.ndarray, decision: np.ndarray) -> dict[str, dict[str, int]]:
+    """What readers are told: true class -> answer (a class, undecided, rejected) -> images."""
+    told = np.where(decision == "class", called, decision)
+    answers = {label: np.unique(told[labels == label], return_counts=True) for label in np.unique(labels[labels != ""])}
+    return {
+        str(label): dict(zip(names.tolist(), counts.tolist(), strict=True))
+        for label, (names, counts) in answers.items()
+    }
 
 
 # --- subgroups ------------------------------------------------------------------------------------------------------
@@ -569,7 +589,7 @@ def measure_subgroups(table: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP, se
                 "n": len(part),
                 "n_groups": bootstrap.n_groups,
                 "accuracy": _number(right[typed].mean()) if typed.any() else None,
-                "accuracy_interval": bootstrap.mean(right.astype(float), typed) if typed.any() else None,
+                "accuracy_interval": bootstrap.mean(right, typed) if typed.any() else None,
                 "sensitivity": _number((called != _NONE)[tumour].mean()) if tumour.any() else None,
                 "specificity": _number((called == _NONE)[none].mean()) if none.any() else None,
                 "tumour_roc_auc": None,
@@ -601,7 +621,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int = 200
     Raises
     ------
     DataError
-        No image in common, or different labels for the same image.
+        No image in common, an image that a run holds twice, or different labels for the same image.
 
     References
     ----------
@@ -611,6 +631,8 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int = 200
 
     for table in (first, second):
         check_predictions(table)
+        if (twice := table["path"].duplicated()).any():
+            raise DataError(f"a run holds {table.loc[twice, 'path'].iloc[0]} twice; compare runs with one row an image")
     columns = ["path", "label", "group", *(f"p_{c}" for c in CLASS_NAMES)]
     both = first[columns].merge(second[columns], on="path", suffixes=("_first", "_second"))
     if both.empty:
@@ -631,11 +653,12 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int = 200
     discordant = only_first + only_second
     difference = right["second"].astype(float) - right["first"]
     changed = called["first"] != called["second"]
+    bootstrap = GroupBootstrap(both["group_first"], int(np.clip(4e7 / len(both), 200, n_bootstrap)), seed)
     return {
         "n": len(both),
         "accuracy": {k: _number(v.mean()) for k, v in right.items()},
         "difference": _number(difference.mean()),
-        "interval": GroupBootstrap(both["group_first"], n_bootstrap, seed).mean(difference),
+        "interval": bootstrap.mean(difference),
         "only_first_right": only_first,
         "only_second_right": only_second,
         "mcnemar_p": float(binomtest(only_first, discordant).pvalue) if discordant else 1.0,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from brainmri.data import read_manifest, read_pixels, read_slice, select_split
+from brainmri.data import SPLITS_DIRECTORY, read_manifest, read_pixels, read_slice, select_split
 from brainmri.decision import LEVELS
 from brainmri.errors import DataError
 from brainmri.imaging import COLOUR_DIFFERENCE, COLOUR_LIMIT
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from brainmri.inference import Classifier
 
 CHUNK = 64
+SLICES_A_PATIENT = 13
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
 KEPT_COLUMNS = ("path", "label", "split", "group", "plane", "source", "sequence", "kind", "mirrored", "mask",
                 "seen_in_training")  # fmt: skip
+NEEDED = {"model", "data", "n", "n_groups", "n_typed", "undefined", "intervals", "accuracy", "balanced_accuracy",
+          "macro_f1", "roc_auc", "per_class", "curves", "tumour_vs_none"}  # fmt: skip
+"""What the page reads of every run."""
 Progress = Callable[[int, int], None]
 
 
@@ -227,16 +231,43 @@ def nearest_neighbour_baseline(
 
 
 def read_rows(manifest: Path | str, images: Path | str | None, split_column: str) -> pd.DataFrame:
-    """A manifest as `data.read_manifest` reads it, with ``source`` and ``seen_in_training`` where they can be known."""
+    """A manifest as `data.read_manifest` reads it, with ``source`` and ``seen_in_training`` where they can be known.
+
+    ``group`` becomes what is independent of each other (see `independent_units`); ``slice_group`` keeps the manifest's.
+    """
     table = read_manifest(manifest, images, split_column)
-    if "patient" in table.columns:
-        table["group"] = table["patient"]
+    table["slice_group"] = table["group"]
     if "figshare_index" in table.columns:
         table["source"] = np.where(table["figshare_index"] != "", "figshare", "other")
-    if "clean_split" in table.columns and split_column != "clean_split":
-        seen = set(table.loc[table["clean_split"] == "train", "group"])
-        table["seen_in_training"] = np.where(table["group"].isin(seen), "yes", "no")
+    if "clean_split" in table.columns:
+        seen = table["path"].isin(clean_leaks()["path"])  # clean val and test: copies that the split's maker overlooked
+        if split_column != "clean_split":
+            seen |= table["group"].isin(set(table.loc[table["clean_split"] == "train", "group"]))
+        table["seen_in_training"] = np.where(seen, "yes", "no")
+    table["group"] = independent_units(table)
     return table
+
+
+def clean_leaks() -> pd.DataFrame:
+    """Images of clean val and test that show a training slice upside down (``path``, ``clean_split``, ``copy_of``).
+
+    Made by ``scripts/clean_leaks.py`` from the saved audit.
+    """
+    return pd.read_csv(SPLITS_DIRECTORY / "clean_leaks.csv", dtype=str)
+
+
+def independent_units(rows: pd.DataFrame) -> list[str]:
+    """Patients where they are known, runs of 13 neighbours for figshare's slices, else slice groups.
+
+    figshare lists a patient's slices next to each other, 3,064 of 233 patients: 13 a patient.
+    """
+    units = rows["group"].astype(str)
+    if "patient" in rows:
+        units = units.where(rows["patient"] == "", rows["patient"])
+    if "figshare_index" in rows:
+        index = pd.to_numeric(rows["figshare_index"], errors="coerce")
+        units = units.where(index.isna(), "figshare " + (index // SLICES_A_PATIENT).astype(str))
+    return [str(u) for u in units]
 
 
 def evaluate(
@@ -393,7 +424,7 @@ def open_run(directory: Path | str) -> Run:
         raise DataError(f"{directory}: no saved evaluation there (no {METRICS_FILE})") from error
     except ValueError as error:
         raise DataError(f"{directory.name}/{METRICS_FILE}: damaged ({error}); evaluate again") from error
-    if not isinstance(metrics, dict) or not {"model", "data", "n"} <= set(metrics):
+    if not isinstance(metrics, dict) or not NEEDED <= set(metrics):
         raise DataError(f"{directory.name}/{METRICS_FILE}: not what 'brainmri evaluate' writes; evaluate again")
     return Run(directory, metrics)
 

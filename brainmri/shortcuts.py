@@ -323,7 +323,7 @@ def blind_classifiers(
     """
     from sklearn.ensemble import RandomForestClassifier
 
-    training = training.sample(frac=1, random_state=seed).drop_duplicates("group")
+    training = training.sample(frac=1, random_state=seed).drop_duplicates("slice_group")
     rows = rows[rows["label"].isin(CLASS_NAMES)]
     total, seen = len(training) + len(rows), []
     for done, row in enumerate([*training.itertuples(), *rows.itertuples()], start=1):

@@ -50,7 +50,6 @@ SETS = {
 """Part of the suite -> data folder, split column, split."""
 PARTS = (*SETS, "out-of-distribution", "preprocessing", "shortcuts", "robustness")
 BATCH = 32
-SLICES_A_PATIENT = 13
 
 
 # --- fitting the decision rule --------------------------------------------------------------------------------------
@@ -101,12 +100,15 @@ def calibrate(
             f"split '{validation_split}' is needed with the four classes and no other label; "
             f"it {'lacks ' + ', '.join(absent) if absent else 'has unknown types'}"
         )
+    n_validation = len(validation)
+    if "seen_in_training" in validation:  # what the network was trained on would make it look surer than it may be
+        validation = validation[validation["seen_in_training"] != "yes"]
     inputs = network_inputs(validation["file"])
     logits, described = _forward(classifier, inputs, progress and progress("validation images"))
     gate, used = fit_gate_of(
         classifier, [training, *_other_training(images)], described[~is_head_ct(validation)], progress=progress
     )
-    units = independent_units(validation)
+    units = validation["group"]
     rule = fit_rule(logits, validation["label"], gate, classifier.card.weights_sha256, units)
     rule.save(Path(directory) / f"{model_id}.npz")
     said = {
@@ -123,6 +125,7 @@ def calibrate(
             "n_training": len(training),
             "validation_split": validation_split,
             "n_validation": len(validation),
+            "n_left_out_as_seen_in_training": n_validation - len(validation),
             "effective_n_validation": round(effective_size(units), 1),
         },
     }
@@ -152,18 +155,6 @@ def fit_rule(
     )
 
 
-def independent_units(rows: pd.DataFrame) -> list[str]:
-    """Patients where they are known, runs of 13 neighbours for figshare's slices, else slice groups.
-
-    figshare lists a patient's slices next to each other, 3,064 of 233 patients: 13 a patient.
-    """
-    units = rows["group"].astype(str)
-    if "figshare_index" in rows:
-        index = pd.to_numeric(rows["figshare_index"], errors="coerce")
-        units = units.where(index.isna(), "figshare " + (index // SLICES_A_PATIENT).astype(str))
-    return [str(u) for u in units]
-
-
 def fit_gate_of(
     classifier: Classifier,
     collections: Sequence[pd.DataFrame],
@@ -187,8 +178,9 @@ def fit_gate_of(
         ct = is_head_ct(shuffled)
         strange.append(network_inputs(shuffled["file"][ct]))
         known = shuffled[~ct]
-        if known["group"].nunique() > N_MORE_HEADS:  # fewer, and a scan's slices or copies are needed
-            known = known.drop_duplicates("group")
+        group = "slice_group" if i == 0 and "slice_group" in shuffled else "group"
+        if known[group].nunique() > N_MORE_HEADS:  # fewer, and a scan's slices or copies are needed
+            known = known.drop_duplicates(group)
         heads.append(network_inputs(known["file"].head(N_MORE_HEADS if i else N_HEADS)))
     known_inputs, ct_inputs = np.concatenate(heads), np.concatenate(strange)
     drawn = [preprocess(picture)[0] for picture in draw_outliers(list(known_inputs), N_DRAWN, seed)]
@@ -315,7 +307,7 @@ def run_suite(
             split,
             _folder(classifier, output, part),
             name=folder,
-            baseline=folder == KAGGLE,
+            baseline=folder in (KAGGLE, "lgg"),
             progress=_named(progress, part),
         )
     if "out-of-distribution" in wanted and (data / STRANGE).is_dir():
@@ -445,13 +437,14 @@ def _peak_in_mask(classifier: Classifier, test: pd.DataFrame, progress: Progress
 
 
 def _healthy(data: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Pictures without tumour from every collection at hand, with their ``source``."""
-    parts = [rows[rows["label"] == NO_TUMOR].assign(source="Kaggle notumor")]
+    """Pictures without tumour that were not trained on, from every collection at hand, with their ``source``."""
+    parts = [rows.assign(source="Kaggle notumor")]
     for folder, source in (("brisc_notumor", "BRISC"), ("lgg", "TCGA LGG")):
         if (data / folder / MANIFEST).is_file():
             table = runs.read_rows(data / folder / MANIFEST, data / folder, "split")
-            parts.append(table[table["label"] == NO_TUMOR].assign(source=source))
-    return pd.concat([part[["path", "file", "group", "source"]] for part in parts], ignore_index=True)
+            parts.append(table.assign(source=source))
+    found = pd.concat(parts, ignore_index=True)
+    return found.loc[(found["label"] == NO_TUMOR) & (found["split"] != "train"), ["path", "file", "group", "source"]]
 
 
 # --- pictures that are no brain MRI ---------------------------------------------------------------------------------
@@ -497,6 +490,7 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
             "n": len(head),
             "accepted": int((head["decision"] != "rejected").sum()),
             "called_none": int((head["predicted"] == NO_TUMOR).sum()),
+            "answered_none": int(((head["predicted"] == NO_TUMOR) & (head["decision"] == "class")).sum()),
             "slices": {
                 str(p).split("/")[-1]: {"decision": str(d), "predicted": str(c)}
                 for p, d, c in zip(head["path"], head["decision"], head["predicted"], strict=True)

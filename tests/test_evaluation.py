@@ -235,6 +235,23 @@ def test_a_part_of_few_groups_has_no_interval_and_says_why():
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
+def test_answers_are_what_readers_are_told():
+    labels, called = (
+        np.array(["glioma", "glioma", "notumor", ""]),
+        np.array(["glioma", "glioma", "pituitary", "glioma"]),
+    )
+    found = evaluation.count_answers(labels, called, np.array(["class", "undecided", "class", "class"]))
+    assert found == {"glioma": {"glioma": 1, "undecided": 1}, "notumor": {"pituitary": 1}}
+
+
+def test_a_share_that_all_groups_agree_on_is_no_point():
+    """Clopper and Pearson's bound for ten groups, not for twenty images; a mean that is no share stays one."""
+    bootstrap = evaluation.GroupBootstrap(np.arange(20) // 2, 100)
+    assert bootstrap.mean(np.ones(20, bool)) == pytest.approx([0.6915, 1.0], abs=1e-4)
+    assert bootstrap.mean(np.zeros(20, bool)) == pytest.approx([0.0, 0.3085], abs=1e-4)
+    assert bootstrap.mean(np.ones(20)) == [1.0, 1.0]
+
+
 def test_a_class_without_images_is_undefined_not_zero():
     found = evaluation.measure(predictions(classes=3), n_bootstrap=20)
     assert found["per_class"]["pituitary"]["recall"] is None
@@ -306,6 +323,12 @@ def test_mcnemar_is_the_exact_binomial_test():
     same = evaluation.compare(first, first, n_bootstrap=20)
     assert same["mcnemar_p"] == 1.0
     assert same["changed"].empty
+
+
+def test_a_run_that_holds_an_image_twice_is_not_compared():
+    table = predictions(40)
+    with pytest.raises(DataError, match="twice"):
+        evaluation.compare(table, pd.concat([table, table.head(1)]))
 
 
 def test_runs_of_different_data_are_not_compared():

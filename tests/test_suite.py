@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from brainmri import served_inputs, shortcuts, suite
+from brainmri import runs, served_inputs, shortcuts, suite
+from brainmri.data import SPLITS_DIRECTORY
 from brainmri.decision import DecisionRule
 from brainmri.imaging import decode_image
 from brainmri.inference import Classifier
@@ -175,3 +176,23 @@ def test_listed_head_ct_is_training_or_validation_only():
         assert len(paths)
         assert set(table.loc[paths, column]) <= {"train", "val"}
         assert set(table.loc[paths, "label"]) == {"notumor"}
+
+
+def test_what_leaks_into_the_clean_split_is_what_the_audit_finds():
+    """data/splits/clean_leaks.csv against the saved audit; the rows say so and calibration leaves them out."""
+    import importlib.util
+    from pathlib import Path
+
+    script = Path(__file__).resolve().parent.parent / "scripts" / "clean_leaks.py"
+    spec = importlib.util.spec_from_file_location("clean_leaks", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    listed = runs.clean_leaks()
+    pd.testing.assert_frame_equal(listed, module.clean_leaks())
+    assert listed["clean_split"].value_counts().to_dict() == {"test": 21, "val": 8}
+    rows = runs.read_rows(SPLITS_DIRECTORY / "brain_tumor_mri.csv", None, "clean_split")
+    assert set(rows.loc[rows["seen_in_training"] == "yes", "path"]) == set(listed["path"])
+    assert (
+        rows.loc[rows["split"] == "test", "group"].nunique()
+        < rows.loc[rows["split"] == "test", "slice_group"].nunique()
+    )

@@ -15,8 +15,8 @@ LIMITS = (
     "One slice at a time: no neighbouring slices, no other sequences, no history.",
     "Tumours in training are mostly contrast-enhanced T1 from one source; other pathology (stroke, bleeding, "
     "metastasis, infection) is not a class and may be called any of the four.",
-    "Splits are leak-free by slice and, as far as the sources tell, by patient; patient identity is inferred for the "
-    "Kaggle images.",
+    "Splits keep slices and, as far as the sources tell, patients apart; patients are guessed for the Kaggle images, "
+    "and 21 healthy pictures of clean test show a training slice upside down (docs/evaluation.md).",
 )
 
 

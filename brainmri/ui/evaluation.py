@@ -124,11 +124,11 @@ def _side_by_side(own: list[Run]) -> None:
     with st.expander("All runs of this model, side by side", icon=":material/table_rows:"):
         st.table(shown.set_index("Data and split"))
         st.caption(
-            "95 % intervals by bootstrap over groups (copies of a slice, slices of a patient), not images. The clean "
-            "split leads: most official test images of the Kaggle set show a slice that its training folder holds too, "
-            "so the official figure measures memory. Nearest neighbour is what the label of the most similar training "
-            "thumbnail reaches; a model that is not far above it has learned nothing that can be shown here. A dash: "
-            "undefined or not computed there."
+            "95 % intervals by bootstrap over groups (slices of a patient as far as patients are known or can be "
+            "guessed, else copies of a slice), not images. The clean split leads: most official test images of the "
+            "Kaggle set show a slice that its training folder holds too, so the official figure measures memory. "
+            "Nearest neighbour is what the label of the most similar training thumbnail reaches; a model that is not "
+            "far above it has learned nothing that can be shown there. A dash: undefined or not computed there."
         )
     if len({r.metrics["model"]["weights_sha256"] for r in own}) > 1:
         st.warning("These runs are not all of the same weights: evaluate again.", icon=":material/warning:")
@@ -258,7 +258,15 @@ def _classes(run: Run, found: list[Run]) -> None:
 
 def _tumour(run: Run, found: list[Run]) -> None:
     binary = run.metrics["tumour_vs_none"]
-    st.caption("Score: 1 - p(no tumour). Tumours of unknown type take part.")
+    st.caption("Score: 1 - p(no tumour). Tumours of unknown type take part. Figures are of slices, not of patients.")
+    blind = ((run.metrics.get("shortcuts") or {}).get("blind") or {}).get("statistics") or {}
+    if blind.get("tumour_roc_auc") is not None:
+        st.warning(
+            f"A random forest that sees nothing but size, border and brightness reaches an AUC of "
+            f"{blind['tumour_roc_auc']:.3f} here: tumours and healthy pictures come from different collections. What "
+            "the network knows of tumours shows within one source: the lgg run, and the tab Shortcuts.",
+            icon=":material/warning:",
+        )
     if not binary.get("curve"):
         with st.container(horizontal=True):
             for kind in ("sensitivity", "specificity"):
@@ -304,11 +312,14 @@ def _tumour(run: Run, found: list[Run]) -> None:
             _metric(f"NPV at {prevalence:.1%}", negative, None, "nobody is called healthy at this point")
         found_ill, false_alarms = 1000 * prevalence * sensitivity, 1000 * (1 - prevalence) * (1 - specificity)
         st.markdown(
-            f"Of 1,000 people {1000 * prevalence:.0f} have a tumour: **{found_ill:.0f} are found**, "
-            f"{1000 * prevalence - found_ill:.0f} are missed, and **{false_alarms:.0f} healthy ones** are called ill."
+            f"Of 1,000 slices {1000 * prevalence:.0f} show a tumour: **{found_ill:.0f} are found**, "
+            f"{1000 * prevalence - found_ill:.0f} are missed, and **{false_alarms:.0f} without** are called tumour."
         )
         if at_fixed:
-            st.caption("This point was fixed on validation images; intervals are shown for it alone.")
+            st.caption(
+                "This point was fixed on validation images; intervals are shown for it alone. It serves evaluation: "
+                "what a reader sees is decided by the 95 % set."
+            )
         elif fixed is not None:
             st.caption(
                 f"The point fixed on validation images is {fixed:.3f}. A point chosen while looking at these "
@@ -353,8 +364,12 @@ def _probabilities(run: Run, found: list[Run]) -> None:
         ]
         st.dataframe(pd.DataFrame(table), hide_index=True)
         st.caption(
-            f"Temperature {run.metrics['model']['temperature']:.3f}, fitted on clean validation images. "
-            "Lower is better in all three."
+            (
+                f"Temperature {run.metrics['model']['temperature']:.3f}, fitted on clean validation images. "
+                if run.metrics["model"].get("calibrated", True)
+                else "Not calibrated: no temperature has been fitted. "
+            )
+            + "Lower is better in all three."
         )
         if chance := calibration.get("ece_by_chance"):
             st.caption(
@@ -383,6 +398,17 @@ def _sets(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _answers(answers: dict[str, dict[str, int]]) -> pd.DataFrame:
+    """A line a true class, a column an answer; how many images."""
+    columns = {**CLASS_TITLES, "undecided": "Undecided", "rejected": "Not a brain MRI"}
+    rows = [
+        {"True class": CLASS_TITLES.get(label, "Tumour of unknown type")}
+        | {title: f"{told.get(name, 0):,}" for name, title in columns.items()}
+        for label, told in answers.items()
+    ]
+    return pd.DataFrame(rows).set_index("True class")
+
+
 def _gate(run: Run, found: list[Run]) -> None:
     gate = run.metrics.get("gate")
     if gate:
@@ -397,6 +423,12 @@ def _gate(run: Run, found: list[Run]) -> None:
                 gate.get("accuracy_accepted_interval"),
                 reason,
             )
+        if not run.metrics["model"].get("calibrated", True):
+            st.warning("Not calibrated: nothing is turned away and every set is the likeliest class. "
+                       "Run `brainmri calibrate`.", icon=":material/warning:")  # fmt: skip
+        if answers := gate.get("answers"):
+            st.markdown("**What readers are told**, true class by true class")
+            st.table(_answers(answers))
     else:
         _undefined(run, "gate")
     holder = run if run.metrics.get("trade_off") else _other(run, found, "trade_off")
@@ -663,8 +695,8 @@ def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[di
     if head := panel.get("head_t1"):
         rows.append(
             _row(
-                "Slices of a healthy head from another scanner called “no tumour”",
-                f"{head['called_none']} of {head['n']}",
+                "Slices of a healthy head from another scanner: likeliest class “no tumour” (answered so)",
+                f"{head['called_none']} ({head.get('answered_none', '–')}) of {head['n']}",
                 head["n"],
                 "all",
             )
@@ -757,7 +789,7 @@ def _how_to_evaluate(run: Run) -> str:
     if not data.get("manifest"):
         return f"brainmri evaluate --model OTHER --suite data --only {part}"
     return (
-        f"brainmri evaluate --model OTHER --manifest {data['name']}/{data['manifest']} "
+        f"brainmri evaluate --model OTHER --manifest data/{data['name']}/{data['manifest']} "
         f"--split-column {data['split_column']} --split {data['split']} --name {data['name']} "
         f"--output {run.directory.parent.name}/OTHER-{part}"
     )
@@ -787,7 +819,10 @@ def _compare(run: Run, found: list[Run]) -> None:
         key=f"evaluation.compare.{run.id}",
     )
     if chosen is None:
-        st.caption("McNemar's exact test and a paired bootstrap over groups, on the images that both runs have.")
+        st.caption(
+            "McNemar's exact test and a paired bootstrap over groups, on the images that both runs have. McNemar "
+            "counts images as independent; where slices share patients, believe the interval."
+        )
         return
     second = by_id[chosen]
     for each in (run, second):
