@@ -424,7 +424,7 @@ def open_run(directory: Path | str) -> Run:
         raise DataError(f"{directory}: no saved evaluation there (no {METRICS_FILE})") from error
     except ValueError as error:
         raise DataError(f"{directory.name}/{METRICS_FILE}: damaged ({error}); evaluate again") from error
-    if not isinstance(metrics, dict) or not NEEDED <= set(metrics):
+    if not isinstance(metrics, dict) or not set(metrics) >= NEEDED:
         raise DataError(f"{directory.name}/{METRICS_FILE}: not what 'brainmri evaluate' writes; evaluate again")
     return Run(directory, metrics)
 

@@ -78,8 +78,8 @@ def pseudonym(identity: str, key: bytes) -> str:
 def patient_pseudonym(ds: Dataset, key: bytes) -> str:
     """Pseudonym of a dataset's patient.
 
-    From id, issuer, name and birth date together where the id tells people apart (a short one, such as ``17``, only with
-    a birth date); otherwise from the study, since two patients taken for one do more harm than one taken for two.
+    From id, issuer, name and birth date together where the id tells people apart (a short one, such as ``17``, only
+    with a birth date); otherwise from the study, since two patients taken for one do more harm than one taken for two.
     """
     if is_ours(ds, key):
         return str(ds.PatientID)
