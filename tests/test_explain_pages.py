@@ -79,6 +79,17 @@ def test_upload_shows_answer_maps_and_exports(opened):
     assert "Reading mode" in shown  # a guest is told why there is none
 
 
+def test_what_a_zip_holds_beside_its_series_is_told(open_page):
+    from dicom_maker import dicom, stack, zipped
+
+    localiser = dicom(SeriesDescription="3plane loc", SOPInstanceUID="1.7", SeriesInstanceUID="1.2.9")
+    page = open_page("explore/heatmaps.py", "guest")
+    content = zipped({**stack(3), "loc.dcm": localiser})
+    page.file_uploader[0].set_value(("series.zip", content, "application/zip")).run()
+    assert not page.exception
+    assert [e.label for e in page.expander if "aside" in e.label] == ["Set aside (1)"]
+
+
 def test_at_most_four_maps(opened):
     page = opened("guest")
     page.multiselect(key="heatmaps.methods").set_value(QUICK[:3]).run()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Thread
+from typing import TYPE_CHECKING
 
 import streamlit as st
 from PIL import Image
@@ -16,6 +17,9 @@ from brainmri.errors import BrainMRIError
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, MRISlice
 from brainmri.ui import state
 from brainmri.ui.theme import class_title, local_time, plain
+
+if TYPE_CHECKING:
+    from brainmri.dicom import SetAside
 
 _HISTORY_CHOICES = 50
 
@@ -61,12 +65,26 @@ def pick_slice(key: str) -> list[MRISlice]:
     cached = st.session_state.get(f"{key}.slices")
     if cached is None or cached[0] != source.key:
         try:
-            cached = (source.key, source.read())
+            cached = (source.key, *read_source(source))
         except BrainMRIError as error:
             st.error(plain(str(error)), icon=":material/broken_image:")
             return []
         st.session_state[f"{key}.slices"] = cached
+    if cached[2]:
+        with st.expander(f"Set aside ({len(cached[2]):,})", icon=":material/inventory_2:"):
+            st.markdown("\n".join(f"- {plain(f'{item.name}: {item.reason}')}" for item in cached[2]))
     return cached[1]
+
+
+def read_source(source: Source) -> tuple[list[MRISlice], Sequence[SetAside]]:
+    """A source's slices, and what its file holds beside them, which `Source.read` leaves out."""
+    from brainmri.dicom import is_dicom, is_zip
+    from brainmri.pipeline import read_file
+
+    content = source.content()
+    if content is not None and (is_dicom(content) or is_zip(content)):
+        return read_file(content, source.name, state.settings())
+    return source.read(), ()
 
 
 def pick_sources(key: str, *, multiple: bool = True, history: bool = False) -> list[Source]:

@@ -15,11 +15,11 @@ import streamlit as st
 from brainmri.errors import BrainMRIError, BusyError, StorageError
 from brainmri.inference import UNCALIBRATED
 from brainmri.model import list_models
-from brainmri.pipeline import analyse, read_file
+from brainmri.pipeline import analyse
 from brainmri.storage import save_record
 from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 from brainmri.ui import state
-from brainmri.ui.inputs import Source
+from brainmri.ui.inputs import Source, read_source
 from brainmri.ui.results import (
     PREVIEW_SIDE,
     SMALL_PREVIEW_SIDE,
@@ -137,22 +137,12 @@ def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[li
     return answers, errors
 
 
-def _read(source: Source) -> tuple[list[MRISlice], Sequence[SetAside]]:
-    """A source's slices, and what its file holds beside them, which `Source.read` leaves out."""
-    from brainmri.dicom import is_dicom, is_zip
-
-    content = source.content()
-    if content is not None and (is_dicom(content) or is_zip(content)):
-        return read_file(content, source.name, state.settings())
-    return source.read(), ()
-
-
 def _answer_group(classifier: Classifier, group: Sequence[Source], user: User, side: int) -> list[_Outcome]:
     """Decode a few files, answer all their slices in one pass, keep them. An error takes only its own file."""
     decoded: list[tuple[list[MRISlice], Sequence[SetAside]] | str] = []
     for source in group:
         try:
-            decoded.append(_read(source))
+            decoded.append(read_source(source))
         except BrainMRIError as error:
             decoded.append(str(error))
     slices = [s for item in decoded if not isinstance(item, str) for s in item[0]]
