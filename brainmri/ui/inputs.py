@@ -21,6 +21,8 @@ from brainmri.ui.theme import class_title, local_time, plain
 if TYPE_CHECKING:
     from brainmri.dicom import SetAside
 
+    Decoded = tuple[list[MRISlice], Sequence[SetAside]]
+
 _HISTORY_CHOICES = 50
 
 
@@ -33,14 +35,14 @@ class Source:
     key : str
         New with every act of choosing, so that the same file chosen twice is two answers.
     read : callable
-        Returns the slices, decoded. Raises BrainMRIError.
+        Returns the slices, decoded, and what the file holds beside them. Raises BrainMRIError.
     content : callable
         Returns the bytes to keep with a record, or None where the slices are kept one by one.
     """
 
     key: str
     name: str
-    read: Callable[[], list[MRISlice]]
+    read: Callable[[], Decoded]
     content: Callable[[], bytes | None]
 
 
@@ -65,26 +67,20 @@ def pick_slice(key: str) -> list[MRISlice]:
     cached = st.session_state.get(f"{key}.slices")
     if cached is None or cached[0] != source.key:
         try:
-            cached = (source.key, *read_source(source))
+            cached = (source.key, *source.read())
         except BrainMRIError as error:
             st.error(plain(str(error)), icon=":material/broken_image:")
             return []
         st.session_state[f"{key}.slices"] = cached
-    if cached[2]:
-        with st.expander(f"Set aside ({len(cached[2]):,})", icon=":material/inventory_2:"):
-            st.markdown("\n".join(f"- {plain(f'{item.name}: {item.reason}')}" for item in cached[2]))
+    show_set_aside(cached[2])
     return cached[1]
 
 
-def read_source(source: Source) -> tuple[list[MRISlice], Sequence[SetAside]]:
-    """A source's slices, and what its file holds beside them, which `Source.read` leaves out."""
-    from brainmri.dicom import is_dicom, is_zip
-    from brainmri.pipeline import read_file
-
-    content = source.content()
-    if content is not None and (is_dicom(content) or is_zip(content)):
-        return read_file(content, source.name, state.settings())
-    return source.read(), ()
+def show_set_aside(items: Sequence[SetAside]) -> None:
+    """List what came in files without being a slice to answer; nothing where all was."""
+    if items:
+        with st.expander(f"Set aside ({len(items):,})", icon=":material/inventory_2:"):
+            st.markdown("\n".join(f"- {plain(f'{item.name}: {item.reason}')}" for item in items))
 
 
 def pick_sources(key: str, *, multiple: bool = True, history: bool = False) -> list[Source]:
@@ -165,10 +161,10 @@ def _upload(key: str, multiple: bool) -> None:
 
 
 def _uploaded(file) -> Source:
-    def read() -> list[MRISlice]:
-        from brainmri.pipeline import read_slices
+    def read() -> Decoded:
+        from brainmri.pipeline import read_file
 
-        return read_slices(file.getvalue(), file.name, state.settings())
+        return read_file(file.getvalue(), file.name, state.settings())
 
     return Source(file.file_id, file.name, read, file.getvalue)
 
@@ -201,8 +197,8 @@ def _choose_sample(key: str, label: str) -> None:
 
 
 def _sampled(label: str, count: int) -> Source:
-    def read() -> list[MRISlice]:
-        return [synthetic.sample(label).slice]
+    def read() -> Decoded:
+        return [synthetic.sample(label).slice], ()
 
     def content() -> bytes:
         return synthetic.sample(label).content
@@ -230,7 +226,7 @@ def _history(key: str) -> None:
 
     def changed() -> None:
         if (record := by_id.get(st.session_state[widget])) is not None:
-            read = lambda: [load_slice(state.settings(), record)]  # noqa: E731
+            read = lambda: ([load_slice(state.settings(), record)], ())  # noqa: E731
             _choose(key, [Source(f"record-{record.id}", record.name, read, lambda: None)])
 
     st.selectbox(

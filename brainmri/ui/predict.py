@@ -17,9 +17,9 @@ from brainmri.inference import UNCALIBRATED
 from brainmri.model import list_models
 from brainmri.pipeline import analyse
 from brainmri.storage import save_record
-from brainmri.types import CLASS_NAMES, Analysis, MRISlice
+from brainmri.types import CLASS_NAMES, Analysis
 from brainmri.ui import state
-from brainmri.ui.inputs import Source, read_source
+from brainmri.ui.inputs import Source, show_set_aside
 from brainmri.ui.results import (
     PREVIEW_SIDE,
     SMALL_PREVIEW_SIDE,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from brainmri.accounts import User
     from brainmri.dicom import SetAside
     from brainmri.inference import Classifier
+    from brainmri.ui.inputs import Decoded
 
     _Outcome = tuple[list[Answer], Sequence[SetAside]] | str
 
@@ -122,7 +123,7 @@ def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[li
             bar.empty()
     answers: list[Answer] = []
     errors: list[tuple[str, str]] = []
-    aside: list[tuple[str, str]] = []
+    aside: list[SetAside] = []
     for source in sources:
         outcome = kept[source.key, model_id]
         if isinstance(outcome, str):
@@ -130,19 +131,20 @@ def answer_all(sources: Sequence[Source], model_id: str, user: User) -> tuple[li
             continue
         answers += outcome[0]
         for item in outcome[1]:
-            (errors if item.failed else aside).append((item.name, f"{item.name}: {item.reason}"))
-    if aside:
-        with st.expander(f"Set aside ({len(aside):,})", icon=":material/inventory_2:"):
-            st.markdown("\n".join(f"- {plain(text)}" for _, text in aside))
+            if item.failed:
+                errors.append((item.name, f"{item.name}: {item.reason}"))
+            else:
+                aside.append(item)
+    show_set_aside(aside)
     return answers, errors
 
 
 def _answer_group(classifier: Classifier, group: Sequence[Source], user: User, side: int) -> list[_Outcome]:
     """Decode a few files, answer all their slices in one pass, keep them. An error takes only its own file."""
-    decoded: list[tuple[list[MRISlice], Sequence[SetAside]] | str] = []
+    decoded: list[Decoded | str] = []
     for source in group:
         try:
-            decoded.append(read_source(source))
+            decoded.append(source.read())
         except BrainMRIError as error:
             decoded.append(str(error))
     slices = [s for item in decoded if not isinstance(item, str) for s in item[0]]
