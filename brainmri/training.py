@@ -77,6 +77,9 @@ class Stage(_Strict):
     sharpness : float
         Radius of sharpness-aware minimisation [2]_: each step descends from the worst point this far away, found with
         half of its batch [3]_; 0: plain descent.
+    mixed : float
+        With a teacher: the share of views that are a mixture of two [4]_, falling linearly to none at the stage's end.
+        What such a picture shows the teacher alone says; it has neither label nor outline.
     averaged : bool
         The hidden layer sees the mean over positions (`model.build_network`).
     contribution_weight : float
@@ -89,6 +92,7 @@ class Stage(_Strict):
     .. [1] Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018.
     .. [2] Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021.
     .. [3] Du et al., "Efficient Sharpness-aware Minimization for Improved Training of Neural Networks", ICLR 2022.
+    .. [4] Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018; taught: Beyer et al., CVPR 2022.
     """
 
     input_size: Literal[32, 64, 96, 128, 160]
@@ -98,6 +102,7 @@ class Stage(_Strict):
     painted_away: float = Field(PAINTED_AWAY, ge=0, le=1)
     mild: float = Field(0.0, ge=0, le=1)
     sharpness: float = Field(0.0, ge=0)
+    mixed: float = Field(0.0, ge=0, le=1)
     averaged: bool = False
     contribution_weight: float = Field(0.0, ge=0)
     average_epochs: int = Field(0, ge=0)
@@ -117,6 +122,8 @@ class Recipe(_Strict):
         Views are drawn at the size that it sees and made smaller for the one that learns.
     teacher_weight : float
         Its share of the class loss.
+    start_teaches : bool
+        The network that this one starts from is a second teacher: for each batch one of the two is drawn to answer.
     start_share : float
         What ships is the mean of the trained weights and those that it started from, which weigh this much [2]_: along
         the line between them lie networks that are right where either is.
@@ -166,6 +173,7 @@ class Recipe(_Strict):
     architecture: Literal["vgg16", "efficientnet-lite2"] = "vgg16"
     teacher: str | None = None
     teacher_weight: float = Field(0.0, ge=0, le=1)
+    start_teaches: bool = False
     start_share: float = Field(0.0, ge=0, le=1)
     imagenet_blocks: tuple[int, ...] = ()
     frozen_blocks: tuple[int, ...] = ()
@@ -192,6 +200,10 @@ class Recipe(_Strict):
     def _a_teacher_sees_each_view(self):
         if self.teacher and self.cached_draws:
             raise ValueError("teacher: answers for views that are drawn anew; leave cached_draws out")
+        if not self.teacher and (self.start_teaches or any(stage.mixed for stage in self.stages)):
+            raise ValueError("start_teaches, mixed: only where a teacher answers; name one")
+        if self.start_teaches and not self.continues:
+            raise ValueError("start_teaches: only where a recipe continues another; name it in continues")
         return self
 
 
@@ -241,8 +253,11 @@ class TrainingSet:
 
 
 def load_training_set(recipe: Recipe, data_root: Path, split: str, progress: Callable | None = None) -> TrainingSet:
-    """Read one split of a recipe's sources; ``data_root`` is the Kaggle set's folder, the others lie beside it."""
-    tables = []
+    """Read one split of a recipe's sources; ``data_root`` is the Kaggle set's folder, the others lie beside it.
+
+    All need a train split; of the others, those that have none of another split are left out.
+    """
+    tables: list[pd.DataFrame] = []
     for source in recipe.sources:
         manifest = Path(source.manifest)
         table = read_manifest(
@@ -250,7 +265,8 @@ def load_training_set(recipe: Recipe, data_root: Path, split: str, progress: Cal
             data_root if source.images == "." else data_root.parent / source.images,
             source.split_column,
         )
-        tables.append(select_split(table, split).assign(source=source.name))
+        if split == "train" or not tables or split in set(table["split"]):  # one head has nobody to hold out
+            tables.append(select_split(table, split).assign(source=source.name))
     return _load(pd.concat(tables, ignore_index=True), progress)
 
 
@@ -510,10 +526,10 @@ def train(
         if recipe.start_share and start is None:
             start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
         return _finish(recipe, network, start, lambda: load_training_set(recipe, data_root, "val", loading))
-    answers = None
+    teachers = []
     if recipe.teacher:
         folder = teacher or run.directory / recipe.teacher
-        answers = _train_teacher(recipe.teacher, data_root, folder, teacher_weights, report)
+        teachers = [_train_teacher(recipe.teacher, data_root, folder, teacher_weights, report)]
     if recipe.continues and start is None:
         start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
     data = load_training_set(recipe, data_root, "train", loading)
@@ -521,12 +537,23 @@ def train(
     keras.utils.set_random_seed(recipe.seed)
     keras.mixed_precision.set_global_policy(recipe.precision)
     try:
+        if recipe.start_teaches:
+            teachers.append(_in_training_precision(start))
         for number in range(run.state["stage"], len(recipe.stages)):
             network = _start_stage(recipe, number, run, weights, start, data)
-            _fit_stage(recipe, number, network, data, held_out, run, report, answers)
+            _fit_stage(recipe, number, network, data, held_out, run, report, teachers)
         return _finish(recipe, network, start, lambda: held_out)
     finally:
         keras.mixed_precision.set_global_policy("float32")
+
+
+def _in_training_precision(network):
+    """The same plain network, built anew under the policy that is set."""
+    from brainmri.model import build_network
+
+    copy = build_network(input_size=network.input_shape[1])
+    copy.set_weights(network.get_weights())
+    return copy
 
 
 def _train_teacher(name: str, data_root: Path, folder: Path, weights: str | None, report):
@@ -687,12 +714,12 @@ def _build(recipe: Recipe, number: int):
 
 
 def _fit_stage(
-    recipe: Recipe, number: int, network, data: TrainingSet, held_out: TrainingSet, run: _Run, report, teacher=None
+    recipe: Recipe, number: int, network, data: TrainingSet, held_out: TrainingSet, run: _Run, report, teachers=()
 ):
     stage = recipe.stages[number]
     size = stage.input_size
     per_epoch = len(epoch_indices(data, recipe, 0))
-    batches = _Batches(network, data, recipe, stage, teacher)
+    batches = _Batches(network, data, recipe, stage, teachers)
     trained = _sharpness_aware(batches.trained, stage.sharpness) if stage.sharpness else batches.trained
     trained.compile(
         optimizer=_optimizer(recipe, stage, -(-per_epoch // recipe.batch_size)),
@@ -730,12 +757,12 @@ def _fit_stage(
 class _Batches:
     """Batches of an epoch: fresh views each time, or features of the frozen blocks computed once per view."""
 
-    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage, teacher=None):
+    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage, teachers=()):
         import keras
         import tensorflow as tf
 
-        self.answers_of = teacher and tf.function(partial(teacher, training=False))
-        self.view_size = teacher.input_shape[1] if teacher else stage.input_size
+        self.teachers = [(t.input_shape[1], tf.function(partial(t, training=False))) for t in teachers]
+        self.view_size = max([stage.input_size, *(size for size, _ in self.teachers)])
         self.data, self.recipe, self.stage = data, recipe, stage
         self.weights = sample_weights(data, recipe)
         self.trained = network
@@ -777,7 +804,8 @@ class _Batches:
                     return outer._cached(order[chosen.start : chosen.stop], epoch)
                 # The position is part of the seed: an image drawn twice in an epoch gives two views.
                 views = [outer._view(int(order[k]), (epoch, k)) for k in chosen]
-                return outer._fresh(views, outer.weights[order[chosen.start : chosen.stop]])
+                rng = np.random.default_rng([outer.recipe.seed, epoch, i])
+                return outer._fresh(views, outer.weights[order[chosen.start : chosen.stop]], epoch, rng)
 
         return Epoch(workers=1, use_multiprocessing=False, max_queue_size=6)
 
@@ -786,15 +814,16 @@ class _Batches:
         x = self.features[epoch % self.recipe.cached_draws, chosen].astype(np.float32)
         return x, self.data.targets[chosen], self.weights[chosen]
 
-    def _fresh(self, views: list, weights: np.ndarray):
-        import tensorflow as tf
-
-        image, mask, target, known = zip(*views, strict=True)
-        x, targets = as_network_batch(np.stack(image)), np.stack(target)
-        classes = targets
-        if self.answers_of:
-            classes = np.concatenate([targets, self.answers_of(tf.constant(x))], axis=1)
-            x = tf.image.resize(x, [self.stage.input_size] * 2, antialias=True).numpy()
+    def _fresh(self, views: list, weights: np.ndarray, epoch: int, rng: np.random.Generator):
+        image, mask, targets, known = (np.stack(column) for column in zip(*views, strict=True))
+        if mixed := round(self.stage.mixed * (1 - epoch / max(self.stage.epochs - 1, 1)) * len(image)):
+            share = rng.random((mixed, 1, 1), np.float32)
+            image[:mixed] = share * image[:mixed] + (1 - share) * np.roll(image, 1, axis=0)[:mixed]
+            targets[:mixed], known[:mixed] = 1, False
+        x, classes = as_network_batch(image), targets
+        if self.teachers:
+            classes = np.concatenate([targets, self._taught(x, rng)], axis=1)
+            x = _resized(x, self.stage.input_size)
         if not self.recipe.mask_weight:
             return x, classes, weights
         fraction = np.stack([mask_cells(m, self.stage.input_size // 16) for m in mask])
@@ -802,11 +831,29 @@ class _Batches:
         allowed = np.broadcast_to(tumours[:, None, None, :], (*fraction.shape, len(CLASS_NAMES)))
         y_mask = np.concatenate([fraction[..., None], allowed], axis=-1).astype(np.float32)
         y = {"probabilities": classes, "mask": y_mask}
-        counts = {"probabilities": weights, "mask": np.asarray(known, np.float32)}
+        counts = {"probabilities": weights, "mask": known.astype(np.float32)}
         if self.stage.averaged:
-            outlined = np.asarray(known) & fraction.any(axis=(1, 2))
+            outlined = known & fraction.any(axis=(1, 2))
             y, counts = y | {"contributions": y_mask}, counts | {"contributions": outlined.astype(np.float32)}
         return x, y, counts
+
+    def _taught(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A teacher's probabilities, for the views or for their mirror images.
+
+        Which teacher and which of the two is drawn: the loss is linear in the answer, so it is on average what the mean
+        of all of them would give, at the cost of one.
+        """
+        import tensorflow as tf
+
+        size, answers_of = self.teachers[rng.integers(len(self.teachers))]
+        x = _resized(x, size)
+        return np.asarray(answers_of(tf.constant(x[:, :, ::-1] if rng.random() < 0.5 else x)))
+
+
+def _resized(x: np.ndarray, size: int) -> np.ndarray:
+    import tensorflow as tf
+
+    return x if x.shape[1] == size else tf.image.resize(x, [size] * 2, antialias=True).numpy()
 
 
 def _sharpness_aware(network, radius: float):
@@ -900,6 +947,8 @@ def _validate(network, inputs: np.ndarray, held_out: TrainingSet, recipe: Recipe
     figures: dict[str, float] = {}
     for number, source in enumerate(recipe.sources):
         rows = held_out.source == source.name
+        if not rows.any():
+            continue
         if number == 0:
             right = held_out.targets[rows, y_prob[rows].argmax(axis=1)] == 1
             truth = np.clip((y_prob[rows] * held_out.targets[rows]).sum(axis=1), 1e-7, 1)

@@ -68,6 +68,8 @@ def main() -> None:
         }
         for source in recipe.sources[1:]:
             here = val.source == source.name
+            if not here.any():
+                continue
             if 0 < tumour[here].sum() < here.sum():
                 figures[f"{source.name} val: tumour AUC"] = roc_auc_score(tumour[here], 1 - p[here, NONE])
             else:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from brainmri import augment, training
-from brainmri.errors import ConfigError
+from brainmri.errors import ConfigError, DataError
 from brainmri.types import CLASS_NAMES
 
 NONE = CLASS_NAMES.index("notumor")
@@ -324,32 +324,133 @@ def test_a_recipe_may_learn_from_a_teacher(collection, tmp_path, monkeypatch):
     assert np.abs(whole.get_weights()[0] - alone.get_weights()[0]).max() > 1e-4
 
 
-def test_a_view_is_the_same_for_teacher_and_student(collection):
-    data = training.load_training_set(_recipe(collection), collection.parent, "train")
-    recipe = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0)
+class _Teacher:
+    """Answers with what it is given: how bright the view's left and right halves are."""
 
-    class Teacher:
-        input_shape = (None, 64, 64, 3)
+    def __init__(self, size: int, answer: float | None = None):
+        self.input_shape, self.answer, self.seen = (None, size, size, 3), answer, []
 
-        def __call__(self, x, training):
-            seen.append(x)
-            return np.full((4, 4), 0.25, np.float32)
+    def __call__(self, x, training):
+        assert not training
+        x = np.asarray(x)
+        self.seen.append(x)
+        if self.answer is not None:
+            return np.full((len(x), 4), self.answer, np.float32)
+        halves = x[..., 0].reshape(len(x), x.shape[1], 2, -1).mean(axis=(1, 3))
+        return np.concatenate([halves, 0 * halves], axis=1)
 
-    seen: list = []
+
+@pytest.fixture
+def eager():
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
-    try:
-        batches = training._Batches(None, data, recipe, recipe.stages[0], Teacher())
-        x, y, _ = batches.of_epoch(0)[0]
-    finally:
-        tf.config.run_functions_eagerly(False)
-    assert x.shape == (4, 32, 32, 3)
-    assert seen[0].shape == (4, 64, 64, 3)
-    halves = np.asarray(seen[0]).reshape(4, 32, 2, 32, 2, 3).mean(axis=(2, 4))
-    assert np.abs(x - halves).mean() < 0.02
-    np.testing.assert_array_equal(y["probabilities"][:, 4:], 0.25)
-    assert y["mask"].shape == (4, 2, 2, 5)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_view_is_the_same_for_teacher_and_student(collection):
+    data = training.load_training_set(_recipe(collection), collection.parent, "train")
+    recipe = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0)
+    teacher, mirrored = _Teacher(64), []
+    batches = training._Batches(None, data, recipe, recipe.stages[0], [teacher])
+    for epoch in range(6):
+        x, y, _ = batches.of_epoch(epoch)[0]
+        assert x.shape == (4, 32, 32, 3)
+        seen = teacher.seen[-1]
+        assert seen.shape == (4, 64, 64, 3)
+        distance = [
+            np.abs(x - way.reshape(4, 32, 2, 32, 2, 3).mean(axis=(2, 4))).mean() for way in (seen, seen[:, :, ::-1])
+        ]
+        assert min(distance) < 0.02 < max(distance)
+        mirrored.append(distance[1] < distance[0])
+        np.testing.assert_array_equal(y["probabilities"][:, 4:], teacher(seen, training=False))
+        assert y["mask"].shape == (4, 2, 2, 5)
+    assert 0 < sum(mirrored) < 6
+
+
+@pytest.mark.usefixtures("eager")
+def test_each_of_two_teachers_answers_in_its_turn(collection):
+    data = training.load_training_set(_recipe(collection), collection.parent, "train")
+    recipe = _recipe(collection, teacher="first", teacher_weight=0.5)
+    large, small = _Teacher(64, 0.1), _Teacher(32, 0.9)
+    batches = training._Batches(None, data, recipe, recipe.stages[0], [large, small])
+    answers = {float(batches.of_epoch(epoch)[0][1][0, 4]) for epoch in range(8)}
+    assert answers == {np.float32(0.1), np.float32(0.9)}
+    assert {x.shape[1] for x in large.seen} == {64}
+    assert {x.shape[1] for x in small.seen} == {32}
+
+
+@pytest.mark.usefixtures("eager")
+def test_of_a_mixture_only_the_teacher_says_what_it_is(collection):
+    stage = {"input_size": 32, "epochs": 3, "learning_rate": 1e-3, "mixed": 0.5, "averaged": True}
+    recipe = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0, stages=[stage])
+    plain = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0, stages=[stage | {"mixed": 0}])
+    data = training.load_training_set(recipe, collection.parent, "train")
+    batches, alone = (training._Batches(None, data, r, r.stages[0], [_Teacher(32)]) for r in (recipe, plain))
+    for epoch, mixed in ((0, 2), (1, 1), (2, 0)):
+        x, y, counts = batches.of_epoch(epoch)[0]
+        single, labels, _ = alone.of_epoch(epoch)[0]
+        np.testing.assert_array_equal(y["probabilities"][:mixed, :4], 1)
+        np.testing.assert_array_equal(counts["mask"][:mixed], 0)
+        np.testing.assert_array_equal(counts["contributions"][:mixed], 0)
+        np.testing.assert_array_equal(x[mixed:], single[mixed:])
+        np.testing.assert_array_equal(y["probabilities"][mixed:, :4], labels["probabilities"][mixed:, :4])
+        for k in range(mixed):
+            a, b = single[k].ravel(), single[k - 1].ravel()
+            share = (x[k].ravel() - b) @ (a - b) / ((a - b) @ (a - b))
+            assert 0 < share < 1
+            np.testing.assert_allclose(x[k].ravel(), share * a + (1 - share) * b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start_teaches": True},
+        {"stages": [{"input_size": 32, "epochs": 1, "learning_rate": 1e-3, "mixed": 0.5}]},
+        {"teacher": "first", "start_teaches": True},
+    ],
+)
+def test_what_needs_a_teacher_names_one(collection, wrong):
+    with pytest.raises(ValueError, match=r"where a teacher answers|where a recipe continues another"):
+        _recipe(collection, **wrong)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_the_network_that_a_recipe_starts_from_may_teach(collection, tmp_path, monkeypatch):
+    stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3}
+    first = _recipe(collection, name="first", architecture="efficientnet-lite2", stages=[stage])
+    before = _recipe(collection, name="before", stages=[stage])
+    monkeypatch.setattr(training, "load_recipe", {"first": first, "before": before}.__getitem__)
+    recipe = _recipe(
+        collection,
+        continues="before",
+        teacher="first",
+        teacher_weight=1.0,
+        start_teaches=True,
+        precision="mixed_bfloat16",
+    )
+    kept: list = []
+    batches = training._Batches
+    monkeypatch.setattr(training, "_Batches", lambda *a: kept.append(a[-1]) or batches(*a))
+    whole = training.train(recipe, collection.parent, tmp_path / "whole", teacher_weights="none")
+    assert [len(teachers) for teachers in kept] == [0, 0, 2]
+    started = kept[-1][1]
+    assert started.compute_dtype == "bfloat16"
+    assert np.abs(started.get_weights()[0] - whole.get_weights()[0]).max() > 1e-5
+
+
+def test_a_source_without_held_out_patients_is_left_out_of_val(collection, tmp_path):
+    recipe = _recipe(collection)
+    table = pd.read_csv(recipe.sources[0].manifest)
+    table[table[recipe.sources[0].split_column] == "train"].to_csv(tmp_path / "head.csv", index=False)
+    head = recipe.sources[0].model_copy(update={"name": "head", "manifest": str(tmp_path / "head.csv")})
+    both = recipe.model_copy(update={"sources": (*recipe.sources, head)})
+    assert set(training.load_training_set(both, collection.parent, "train").source) == {recipe.sources[0].name, "head"}
+    assert set(training.load_training_set(both, collection.parent, "val").source) == {recipe.sources[0].name}
+    with pytest.raises(DataError, match="split 'val' is empty"):
+        training.load_training_set(recipe.model_copy(update={"sources": (head,)}), collection.parent, "val")
 
 
 def test_a_view_without_exchange_draws_no_number_for_it(collection):
