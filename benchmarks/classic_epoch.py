@@ -37,7 +37,7 @@ def main() -> None:
         for layer in network.layers:
             layer.trainable = not layer.name.startswith(tuple(f"block{b}_" for b in recipe.frozen_blocks))
         start = time.perf_counter()
-        batches = training._Batches(network, data, recipe, recipe.stages[0])
+        batches = training._Batches(network, data, recipe, 0)
         seconds[f"{name}_preparation"] = time.perf_counter() - start
         batches.trained.compile(optimizer=keras.optimizers.Adam(1e-4), loss=training.class_loss(0.0), jit_compile=False)
         batches.trained.fit(batches.of_epoch(0), epochs=1, verbose=0)  # tracing

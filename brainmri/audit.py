@@ -4,7 +4,8 @@ Every picture becomes a 64 x 64 thumbnail. Two descriptors of it are compared by
 contrast do not change: the thumbnail itself, and its fine structure (high-passed), which tells neighbouring slices
 apart. The fine structure is two bands, and a pair may weigh them differently: a sharpened or softened copy is a copy.
 Candidates come from a nearest-neighbour graph (HNSW) over a projection of the fine structure, asked with each of the
-eight ways a picture can be turned and mirrored; the cost grows like n log n.
+eight ways a picture can be turned and mirrored. The cost grows faster than n log n where a set grows by copies: the
+more copies a picture has, the more of its neighbours are compared in full, up to all of them (docs/audit.md has times).
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def audit(
     ----------
     table : DataFrame
         ``path``, ``file``, ``label``, ``split`` as `data.read_folder` and `data.read_manifest` give them; slices of
-        one ``patient``, where that column exists, are kept together in the proposed split.
+        one ``patient``, where that column exists and is not empty, are kept together in the proposed split.
     progress : callable, optional
         Called with a stage's name, images done and in all; an exception from it stops the audit.
 
@@ -146,10 +147,11 @@ def audit(
     digests = np.array(sha256, object)[usable]
     pairs = _find_pairs(thumbnails, digests, say)
     images["group"] = _components(len(images), pairs["i"].to_numpy(), pairs["j"].to_numpy())
-    together = images["group"].to_numpy()
+    patients = None
     if "patient" in rows.columns:
-        together = _join(together, rows["patient"].to_numpy(str))
-    images["proposed_split"] = propose_split(images["label"].to_numpy(str), together, seed=seed)
+        patients = rows["patient"].astype("string").fillna("").str.strip().to_numpy(str)
+    labels, groups = images["label"].to_numpy(str), images["group"].to_numpy()
+    images["proposed_split"] = propose_split(labels, groups, patients=patients, seed=seed)
     for side in ("i", "j"):
         column = {"i": "first", "j": "second"}[side]
         pairs[column] = images["path"].to_numpy()[pairs[side]]
@@ -412,12 +414,12 @@ def _components(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
-def _join(groups: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Groups that share a value of ``other`` become one."""
-    codes = np.unique(other, return_inverse=True)[1]
+def _join(groups: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Groups that share a patient become one; an empty patient is nobody's and joins nothing."""
+    named = patients != ""
+    known, codes = np.unique(patients[named], return_inverse=True)
     n_groups = int(groups.max()) + 1
-    joined = _components(n_groups + int(codes.max()) + 1, groups, n_groups + codes)
-    return joined[groups]
+    return _components(n_groups + len(known), groups[named], n_groups + codes)[groups]
 
 
 # --- what follows from the groups -------------------------------------------------------------------------------------
@@ -492,37 +494,49 @@ def _sizes(images: pd.DataFrame) -> dict[str, Any]:
 
 
 def propose_split(
-    labels: np.ndarray, groups: np.ndarray, *, fractions: dict[str, float] | None = None, seed: int = 0
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    patients: np.ndarray | None = None,
+    fractions: dict[str, float] | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Split whole groups so that every class has about the wanted share of its images in each part.
 
     In validation and test only one image of a group counts; its further copies become ``repeat``.
 
+    Parameters
+    ----------
+    groups : ndarray
+        Same value, same slice.
+    patients : ndarray of str, optional
+        All slices of a patient go to the same side, and each of them counts there; "" is a patient of its own.
+
     Returns
     -------
     ndarray of str
-        ``train``, ``val``, ``test`` or ``repeat`` per image. No group is on two sides.
+        ``train``, ``val``, ``test`` or ``repeat`` per image. No group, and no patient, is on two sides.
     """
     fractions = fractions or FRACTIONS
     rng = np.random.default_rng(seed)
-    frame = pd.DataFrame({"label": labels, "group": groups})
-    # A group with several labels goes where its commonest label puts it, whole all the same.
-    counts = frame.groupby("group")["label"].value_counts(sort=True).reset_index()
-    by_group = counts.drop_duplicates("group").set_index("group").sort_index()[["label"]]
-    by_group["size"] = frame.groupby("group").size()
-    side: dict[Any, str] = {}
-    for _, part in by_group.groupby("label", sort=True):
-        part = part.iloc[rng.permutation(len(part))]
-        part = part.sort_values("size", ascending=False, kind="stable")  # large groups while there is room
-        wanted = {name: share * part["size"].sum() for name, share in fractions.items()}
-        for group, size in part["size"].items():
-            room = {name: wanted[name] / fractions[name] for name in wanted}
-            chosen = max(room, key=room.__getitem__)
-            side[group] = chosen
-            wanted[chosen] -= size
-    proposed = frame["group"].map(side).to_numpy(str).astype("U6")
-    copies = frame.duplicated("group").to_numpy()
-    proposed[copies & (proposed != "train")] = "repeat"
+    groups = np.unique(groups, return_inverse=True)[1]
+    units = groups if patients is None else np.unique(_join(groups, patients), return_inverse=True)[1]
+    classes, label = np.unique(labels, return_inverse=True)
+    counts = np.zeros((units.max() + 1, len(classes)), int)
+    np.add.at(counts, (units, label), 1)
+    # A unit with several classes fills all of them; shares of a class, so that the rare ones weigh as much.
+    shares = counts / counts.sum(axis=0)
+    parts = np.array(list(fractions.values()))
+    room = np.ones((len(parts), len(classes)))
+    sides = np.zeros(len(counts), int)
+    commonest, size = counts.argmax(axis=1), counts.sum(axis=1)
+    for one in range(len(classes)):
+        members = rng.permutation(np.flatnonzero(commonest == one))
+        for unit in members[np.argsort(-size[members], kind="stable")]:  # large ones while there is room
+            sides[unit] = np.argmax((room * shares[unit]).sum(axis=1))
+            room[sides[unit]] -= shares[unit] / parts[sides[unit]]
+    proposed = np.array(list(fractions), "U6")[sides[units]]
+    proposed[pd.Series(groups).duplicated().to_numpy() & (proposed != "train")] = "repeat"
     return proposed
 
 
@@ -549,8 +563,10 @@ def check(found: Audit, known: pd.DataFrame) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``found_share`` of the ``n_known`` pairs that ``group`` joins across the splits; ``wrong_share`` of all
-        reported pairs that are two slices of figshare, ``wrong_share_of_comparable`` of those with both indices.
+        ``found_share`` of the ``n_known`` pairs that ``group`` joins across the splits. Of the direct links,
+        ``wrong_share`` are two slices of figshare, ``wrong_share_of_comparable`` of those with both indices. The same
+        of all pairs within a group, where one wrong link joins more than two pictures: ``wrong_share_in_groups`` of
+        the ``n_comparable_in_groups``.
     """
     sides = known.reset_index(names="path").groupby("official_split")
     one, other = sides.get_group("train"), sides.get_group("test")
@@ -561,6 +577,9 @@ def check(found: Audit, known: pd.DataFrame) -> dict[str, Any]:
     first, second = index.loc[found.pairs["first"]].to_numpy(), index.loc[found.pairs["second"]].to_numpy()
     comparable = (first != "") & (second != "")
     wrong = int((comparable & (first != second)).sum())
+    numbered = pd.DataFrame({"group": group, "index": index.reindex(group.index, fill_value="")}).query("index != ''")
+    in_groups = _count_pairs(numbered.groupby("group").size())
+    wrong_in_groups = in_groups - _count_pairs(numbered.groupby(["group", "index"]).size())
     return {
         "n_known": len(pairs),
         "found_share": round(float(joined.mean()), 4),
@@ -569,4 +588,12 @@ def check(found: Audit, known: pd.DataFrame) -> dict[str, Any]:
         "n_wrong": wrong,
         "wrong_share": round(wrong / max(len(found.pairs), 1), 5),
         "wrong_share_of_comparable": round(wrong / max(int(comparable.sum()), 1), 4),
+        "n_comparable_in_groups": in_groups,
+        "n_wrong_in_groups": wrong_in_groups,
+        "wrong_share_in_groups": round(wrong_in_groups / max(in_groups, 1), 4),
     }
+
+
+def _count_pairs(sizes: pd.Series) -> int:
+    """How many pairs sets of these sizes hold."""
+    return int((sizes * (sizes - 1) // 2).sum())

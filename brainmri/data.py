@@ -147,6 +147,14 @@ def select_split(table: pd.DataFrame, split: str, *, require_files: bool = True)
     return rows
 
 
+def clean_leaks() -> pd.DataFrame:
+    """Held-out images that show a slice of clean train, upside down mostly: ``path``, ``clean_split``, ``copy_of``.
+
+    Made by ``scripts/clean_leaks.py`` from the saved audit.
+    """
+    return pd.read_csv(SPLITS_DIRECTORY / "clean_leaks.csv", dtype=str)
+
+
 def read_slice(file: Path | str) -> MRISlice:
     """Decode one image file; errors as `imaging.decode_image`."""
     file = Path(file)

@@ -26,6 +26,8 @@ PALETTE = {
 """Okabe & Ito's colours: told apart by colour-blind readers, on light and on dark."""
 
 _MEASURES = {"sensitivity": "#D55E00", "specificity": "#009E73"}
+TRADE_OFF_NEAR = 0.2
+"""Share of brain MRI wrongly rejected up to which a gate's trade-off is drawn closer: who would use a costlier one?"""
 _OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 
 
@@ -316,18 +318,18 @@ def plot_robustness(metrics: dict[str, Any], *, title: str = "") -> Figure:
 
 
 def plot_trade_off(metrics: dict[str, Any], *, title: str = "") -> Figure:
-    """What each gate threshold rejects of other pictures, against the brain MRI it turns away."""
-    frame = pd.DataFrame(metrics["trade_off"])
-    figure, axes = _figure(6, 5, title)
-    ax = axes[0, 0]
-    for colour, (kind, part) in zip(_OTHERS, frame.groupby("kind", sort=False), strict=False):
-        part = part.sort_values("wrongly_rejected")
-        ax.plot(part["wrongly_rejected"], part["rejected"], color=colour, label=value_title("kind", str(kind)))
+    """What each gate threshold rejects of other pictures, against the brain MRI it turns away: near none, and whole."""
+    frame = pd.DataFrame(metrics["trade_off"]).sort_values("threshold")
     at = frame.loc[np.isclose(frame["threshold"], 1.0), "wrongly_rejected"]
-    if len(at):
-        ax.axvline(float(at.iloc[0]), color="#888888", linewidth=1, linestyle=":", label="threshold in use")
-    ax.set(xlabel="brain MRI wrongly rejected", ylabel="rejected", ylim=(-0.01, 1.01), xlim=(-0.002, 0.2))
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    figure, axes = _figure(10, 5, title, columns=2, sharey=True)
+    for ax, limit in zip(axes[0], (TRADE_OFF_NEAR, 1.0), strict=True):
+        for colour, (kind, part) in zip(_OTHERS, frame.groupby("kind", sort=False), strict=False):
+            ax.plot(part["wrongly_rejected"], part["rejected"], color=colour, label=value_title("kind", str(kind)))
+        if len(at):
+            ax.axvline(float(at.iloc[0]), color="#888888", linewidth=1, linestyle=":", label="threshold in use")
+        ax.set(xlabel="brain MRI wrongly rejected", ylim=(-0.01, 1.01), xlim=(-0.01 * limit, 1.01 * limit))
+    axes[0, 0].set_ylabel("rejected")
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
@@ -499,17 +501,22 @@ def chart_robustness(metrics: dict[str, Any]) -> dict[str, altair.Chart]:
     return charts
 
 
-def chart_trade_off(metrics: dict[str, Any]) -> altair.Chart:
-    """Rejected pictures of each kind against brain MRI wrongly rejected, at every gate threshold."""
+def chart_trade_off(metrics: dict[str, Any], limit: float = 1.0) -> altair.Chart:
+    """Rejected pictures of each kind against brain MRI wrongly rejected, up to a share of the latter."""
     import altair as alt
 
     shown = pd.DataFrame(metrics["trade_off"])
     shown["kind"] = [value_title("kind", kind) for kind in shown["kind"]]
     lines = (
         alt.Chart(shown)
-        .mark_line()
+        .mark_line(clip=True)
         .encode(
-            x=alt.X("wrongly_rejected:Q", title="brain MRI wrongly rejected", axis=alt.Axis(format="%")),
+            x=alt.X(
+                "wrongly_rejected:Q",
+                title="brain MRI wrongly rejected",
+                axis=alt.Axis(format="%"),
+                scale=alt.Scale(domain=[0, limit]),
+            ),
             y=alt.Y("rejected:Q", title="rejected", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
             color=alt.Color(
                 "kind:N", scale=alt.Scale(range=list(_OTHERS)), legend=alt.Legend(title=None, orient="bottom")
@@ -519,7 +526,7 @@ def chart_trade_off(metrics: dict[str, Any]) -> altair.Chart:
         )
     )
     at = shown[np.isclose(shown["threshold"], 1.0)].head(1)
-    mark = alt.Chart(at).mark_rule(strokeDash=[4, 3], color="#888888").encode(x="wrongly_rejected:Q")
+    mark = alt.Chart(at).mark_rule(strokeDash=[4, 3], color="#888888", clip=True).encode(x="wrongly_rejected:Q")
     return (lines + mark).properties(height=360)
 
 

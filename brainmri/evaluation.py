@@ -58,33 +58,40 @@ class GroupBootstrap:
         np.add.at(per_group, self.codes, values)
         return self.counts @ per_group
 
-    def mean(self, values: np.ndarray, where: np.ndarray | None = None) -> list[float] | None:
+    def mean(self, values: np.ndarray, where: np.ndarray | None = None, *, share: bool = True) -> list[float] | None:
         """Interval of the mean of image values (of those ``where`` holds).
 
-        Of booleans it is a share's. Where all are true or all false, every resample says so too; the interval then is
-        Clopper and Pearson's for as many groups (Biometrika 1934), not a point.
+        Where all of a share's values are 1, or all 0, every resample says so too; the interval then is Clopper and
+        Pearson's for as many groups (Biometrika 1934), not a point.
+
+        Parameters
+        ----------
+        share : bool
+            Whether the values lie between 0 and 1. Sizes and differences do not: no bound is known for their mean, so
+            where all agree there is no interval.
         """
         where = np.ones(len(values), bool) if where is None else where
+        n_groups, said = len(np.unique(self.codes[where])), set(values[where].astype(float).tolist())
+        if share and n_groups >= MIN_GROUPS and said in ({0.0}, {1.0}):
+            reach = round(0.025 ** (1 / n_groups), 6)
+            return [reach, 1.0] if said == {1.0} else [0.0, round(1 - reach, 6)]
         sums = self.group_sums(np.stack([np.where(where, values, 0.0), where.astype(float)], axis=1))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found = self.interval(sums[:, 0] / sums[:, 1], where)
-        if found is not None and values.dtype == bool and len(set(values[where].tolist())) == 1:
-            reach = round(0.025 ** (1 / len(np.unique(self.codes[where]))), 6)
-            return [reach, 1.0] if values[where][0] else [0.0, round(1 - reach, 6)]
-        return found
+        return self.interval(_ratio(sums[:, 0], sums[:, 1]), where)
 
     def interval(self, replicates: np.ndarray, *parts: np.ndarray) -> list[float] | None:
         """2.5th and 97.5th percentile of a measure.
 
         None where fewer than ``MIN_GROUPS`` groups carry it (all, or those in one of ``parts``: masks of the images
-        that it counts) or where too many replicates cannot be computed.
+        that it counts), where too many replicates cannot be computed, or where both percentiles are the same: resamples
+        that all agree (an AUC of exactly 1) do not make a figure certain.
         """
         replicates = np.asarray(replicates, float)
         usable = replicates[np.isfinite(replicates)]
         n_groups = min([self.n_groups, *(len(np.unique(self.codes[part])) for part in parts)])
         if n_groups < MIN_GROUPS or len(usable) < 0.9 * max(len(replicates), 1):
             return None
-        return [round(float(v), 6) for v in np.percentile(usable, (2.5, 97.5))]
+        low, high = (round(float(v), 6) for v in np.percentile(usable, (2.5, 97.5)))
+        return [low, high] if low < high else None
 
 
 # --- curves ---------------------------------------------------------------------------------------------------------
@@ -342,7 +349,9 @@ def measure(
         binary = {f"tumour_vs_none_{name}": span for name, span in result["tumour_vs_none"]["intervals"].items()}
         for name, span in {**result["intervals"], **binary}.items():
             if span is None:
-                undefined[f"interval_{name}"] = f"fewer than {MIN_GROUPS} groups of images carry it"
+                undefined[f"interval_{name}"] = (
+                    f"fewer than {MIN_GROUPS} groups of images carry it, or every resample gives the same figure"
+                )
     if subgroups:
         result["subgroups"] = measure_subgroups(table, n_bootstrap=n_bootstrap, seed=seed)
     return result
@@ -378,31 +387,41 @@ def _classification(table, labels, probabilities, typed, bootstrap, undefined, i
     cells[np.flatnonzero(typed), y_true[typed] * n_classes + y_pred[typed]] = 1
     replicates = bootstrap.group_sums(cells).reshape(-1, n_classes, n_classes)
     of_class = [typed & (y_true == i) for i in range(n_classes)]
-    called = [typed & (y_pred == i) for i in range(n_classes)]
-    for name, values, samples, counted in (
-        ("precision", _ratio(np.diag(confusion), confusion.sum(axis=0)), _rates(replicates, 1), called),
-        ("recall", _ratio(np.diag(confusion), support), _rates(replicates, 2), of_class),
-        ("f1", _ratio(2 * np.diag(confusion), support + confusion.sum(axis=0)), _f1(replicates), of_class),
-    ):
-        for i, class_name in enumerate(CLASS_NAMES):
-            entry = found["per_class"].setdefault(class_name, {"support": int(support[i])})
-            known = support[i] > 0 and np.isfinite(values[i])
-            entry[name] = _number(values[i]) if known else None
-            if known:
-                intervals[f"{name}_{class_name}"] = bootstrap.interval(samples[:, i], counted[i])
-            elif support[i] == 0:
-                undefined[f"{name}_{class_name}"] = "no image of this class"
-            else:
-                undefined[f"{name}_{class_name}"] = "no image was called this class"
+    f1_samples = _f1(replicates)
+    for i, class_name in enumerate(CLASS_NAMES):
+        entry: dict[str, Any] = {"support": int(support[i])}
+        found["per_class"][class_name] = entry
+        called = typed & (y_pred == i)
+        for name, value in (
+            ("precision", _ratio(confusion[i, i], called.sum())),
+            ("recall", _ratio(confusion[i, i], support[i])),
+            ("f1", _ratio(2 * confusion[i, i], support[i] + called.sum())),
+        ):
+            entry[name], reason = None, None
+            if support[i] == 0:
+                reason = "no image of this class"
+            elif name != "recall" and len(absent) > n_classes - 2:
+                reason = "needs images of other classes"  # without them precision is 1 whatever the model says
+            elif not np.isfinite(value):
+                reason = "no image was called this class"
+            if reason:
+                undefined[f"{name}_{class_name}"] = reason
+                continue
+            entry[name] = _number(value)
+            intervals[f"{name}_{class_name}"] = (
+                bootstrap.interval(f1_samples[:, i], of_class[i])
+                if name == "f1"
+                else bootstrap.mean(right, called if name == "precision" else of_class[i])
+            )
     if absent:
         missing = ", ".join(CLASS_TITLES[c].lower() for c in absent)
         reason = f"no image of {missing}: an average over four classes does not exist"
         undefined["balanced_accuracy"] = undefined["macro_f1"] = undefined["roc_auc_macro"] = reason
     else:
         found["balanced_accuracy"] = _number(_ratio(np.diag(confusion), support).mean())
-        intervals["balanced_accuracy"] = bootstrap.interval(_rates(replicates, 2).mean(axis=1), *of_class)
+        intervals["balanced_accuracy"] = bootstrap.interval(_recalls(replicates).mean(axis=1), *of_class)
         found["macro_f1"] = _number(_ratio(2 * np.diag(confusion), support + confusion.sum(axis=0)).mean())
-        intervals["macro_f1"] = bootstrap.interval(_f1(replicates).mean(axis=1), *of_class)
+        intervals["macro_f1"] = bootstrap.interval(f1_samples.mean(axis=1), *of_class)
     samples = np.full((bootstrap.n_replicates, n_classes), np.nan)
     for i, class_name in enumerate(CLASS_NAMES):
         if not 0 < support[i] < typed.sum():
@@ -495,7 +514,7 @@ def _conformal(table, labels, typed, bootstrap, undefined) -> dict[str, Any]:
             "coverage": _number(covered[typed].mean()),
             "coverage_interval": bootstrap.mean(covered, typed),
             "mean_set_size": _number(size[typed].mean()),
-            "mean_set_size_interval": bootstrap.mean(size.astype(float), typed),
+            "mean_set_size_interval": bootstrap.mean(size, typed, share=False),
             "set_sizes": {str(k): int((size[typed] == k).sum()) for k in range(len(CLASS_NAMES) + 1)},
             "coverage_per_class": {
                 c: _number(covered[labels == c].mean()) if (labels == c).any() else None for c in CLASS_NAMES
@@ -601,7 +620,8 @@ def measure_subgroups(table: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP, se
                 samples = [roc_auc(tumour[known], score, w[:, known]) for w in bootstrap.batches()]
                 row["tumour_roc_auc_interval"] = bootstrap.interval(np.concatenate(samples), tumour, none)
             if "decision" in part.columns:
-                row["rejected_share"] = _number((part["decision"] == "rejected").mean())
+                rejected = part["decision"].to_numpy(str) == "rejected"
+                row["rejected_share"], row["rejected_interval"] = _number(rejected.mean()), bootstrap.mean(rejected)
             rows.append(row)
     return rows
 
@@ -616,7 +636,8 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int = 200
     -------
     dict
         ``n``, ``accuracy`` (both), ``difference`` (second - first) with ``interval``, ``only_first_right``,
-        ``only_second_right``, ``mcnemar_p``, and ``changed``: DataFrame of the cases whose class differs.
+        ``only_second_right``, ``mcnemar_p``, ``undefined`` (why there is no interval), and ``changed``: DataFrame of
+        the cases whose class differs.
 
     Raises
     ------
@@ -634,7 +655,9 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int = 200
         if (twice := table["path"].duplicated()).any():
             raise DataError(f"a run holds {table.loc[twice, 'path'].iloc[0]} twice; compare runs with one row an image")
     columns = ["path", "label", "group", *(f"p_{c}" for c in CLASS_NAMES)]
-    both = first[columns].merge(second[columns], on="path", suffixes=("_first", "_second"))
+    # Saved runs hold words as categories, and pandas compares no categories of two kinds.
+    words = {"path": str, "label": str, "group": str}
+    both = first[columns].astype(words).merge(second[columns].astype(words), on="path", suffixes=("_first", "_second"))
     if both.empty:
         raise DataError("the two runs have no image in common; compare runs of the same data and split")
     if (both["label_first"] != both["label_second"]).any():
@@ -654,11 +677,18 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, *, n_bootstrap: int = 200
     difference = right["second"].astype(float) - right["first"]
     changed = called["first"] != called["second"]
     bootstrap = GroupBootstrap(both["group_first"], int(np.clip(4e7 / len(both), 200, n_bootstrap)), seed)
+    interval = bootstrap.mean(difference, share=False)
+    undefined: dict[str, str] = {}
+    if bootstrap.n_groups < MIN_GROUPS:
+        undefined["interval"] = f"it needs {MIN_GROUPS} groups of images, here there are {bootstrap.n_groups}"
+    elif interval is None:
+        undefined["interval"] = "every resample gives the same difference, which does not make it certain"
     return {
         "n": len(both),
         "accuracy": {k: _number(v.mean()) for k, v in right.items()},
         "difference": _number(difference.mean()),
-        "interval": bootstrap.mean(difference),
+        "interval": interval,
+        "undefined": undefined,
         "only_first_right": only_first,
         "only_second_right": only_second,
         "mcnemar_p": float(binomtest(only_first, discordant).pvalue) if discordant else 1.0,
@@ -711,7 +741,7 @@ def find_errors(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def trade_off(known: np.ndarray, strange: dict[str, np.ndarray]) -> pd.DataFrame:
-    """What every gate threshold would cost and bring.
+    """What every gate threshold would cost and bring, from one that rejects all to one that rejects nothing.
 
     Parameters
     ----------
@@ -723,11 +753,15 @@ def trade_off(known: np.ndarray, strange: dict[str, np.ndarray]) -> pd.DataFrame
     Returns
     -------
     DataFrame
-        ``threshold``, ``wrongly_rejected``, ``kind``, ``rejected``: long form, ready to draw.
+        ``threshold``, ``wrongly_rejected``, ``kind``, ``rejected``: long form, ready to draw, some 200 rows a kind.
     """
     known = np.sort(np.asarray(known, float))
-    rejected = np.linspace(0, 0.2, 81)
-    thresholds = np.unique(np.r_[np.quantile(known, 1 - rejected), 1.0])
+    rejected = np.r_[np.linspace(0, 0.2, 81), np.linspace(0.22, 1, 40)]  # dense where a gate may be of use
+    every = np.concatenate([known, *(np.asarray(scores, float) for scores in strange.values())])
+    # Quantiles of the other pictures reach beyond the largest score of a brain.
+    beyond = [np.quantile(np.asarray(scores, float), np.linspace(0, 1, 21)) for scores in strange.values()]
+    nothing_passes = np.floor(every.min() - 1e-6)
+    thresholds = np.unique(np.r_[nothing_passes, np.quantile(known, 1 - rejected), *beyond, 1.0])
     wrongly = 1 - np.searchsorted(known, thresholds, side="right") / len(known)
     parts = []
     for kind, scores in strange.items():
@@ -779,8 +813,8 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.asarray(numerator, float) / np.asarray(denominator, float)
 
 
-def _rates(confusions: np.ndarray, axis: int) -> np.ndarray:
-    return _ratio(np.diagonal(confusions, axis1=1, axis2=2), confusions.sum(axis=axis))
+def _recalls(confusions: np.ndarray) -> np.ndarray:
+    return _ratio(np.diagonal(confusions, axis1=1, axis2=2), confusions.sum(axis=2))
 
 
 def _f1(confusions: np.ndarray) -> np.ndarray:

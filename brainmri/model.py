@@ -132,8 +132,8 @@ def build_network(
         x = layers.ReLU(name="dense_relu")(x)
     hidden = x
     x = layers.Dropout(0.2, name="dropout_2")(x)
-    logits = layers.Dense(n_classes, name=LOGITS_LAYER, dtype="float32" if mask_head else None)(x)
-    probabilities = layers.Activation("softmax", name="probabilities", dtype="float32" if mask_head else None)(logits)
+    logits = layers.Dense(n_classes, name=LOGITS_LAYER, dtype="float32")(x)
+    probabilities = layers.Activation("softmax", name="probabilities", dtype="float32")(logits)
     if not mask_head:
         return keras.Model(image, probabilities, name="vgg16")
     outputs = {"probabilities": probabilities, "mask": mask_output(block4, features, n_classes)}

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from brainmri.data import SPLITS_DIRECTORY, read_manifest, read_pixels, read_slice, select_split
+from brainmri.data import clean_leaks, read_manifest, read_pixels, read_slice, select_split
 from brainmri.decision import LEVELS
 from brainmri.errors import DataError
 from brainmri.imaging import COLOUR_DIFFERENCE, COLOUR_LIMIT
 from brainmri.types import CLASS_NAMES, MRISlice
 
 if TYPE_CHECKING:
+    from brainmri.decision import DecisionRule
     from brainmri.inference import Classifier
 
 CHUNK = 64
@@ -134,12 +135,33 @@ def predict_rows(
 
 
 def key_of(classifier: Classifier, rows: pd.DataFrame) -> str:
-    """Changes with weights, engine, decision rule and rows."""
-    rule = classifier.rule
-    said = [classifier.card.weights_sha256, classifier.engine.name, classifier.engine.precision, rule.temperature]
-    said += [rule.quantiles, rule.gate.limits if rule.gate else None, COLOUR_DIFFERENCE, COLOUR_LIMIT, CHUNK]
-    said.append(rows[["path", "label", "group"]].to_csv(index=False))
+    """Changes with weights, engine, decision rule and rows (all of them that a run keeps)."""
+    said: list[Any] = [classifier.card.weights_sha256, classifier.engine.name, classifier.engine.precision]
+    said += [rule_sha256(classifier.rule), COLOUR_DIFFERENCE, COLOUR_LIMIT, CHUNK]
+    said.append(rows[[c for c in KEPT_COLUMNS if c in rows]].to_csv(index=False))
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def rule_sha256(rule: DecisionRule) -> str:
+    """Changes with anything that ``models/<id>.npz`` holds: a rule fitted again has another one."""
+    numbers = [rule.temperature, LEVELS, rule.quantiles, rule.tumour_threshold, rule.weights_sha256]
+    digest = hashlib.sha256(json.dumps(numbers).encode())
+    for name, values in sorted(rule.gate.arrays().items() if rule.gate else ()):
+        digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def model_entry(classifier: Classifier) -> dict[str, Any]:
+    """What a run says of its model under ``model``; where any of it differs, figures are another model's."""
+    return {
+        "id": classifier.card.id,
+        "weights_sha256": classifier.card.weights_sha256,
+        "engine": classifier.engine.name,
+        "precision": classifier.engine.precision,
+        "temperature": classifier.rule.temperature,
+        "calibrated": bool(classifier.rule.weights_sha256),
+        "rule_sha256": rule_sha256(classifier.rule),
+    }
 
 
 def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[str], MRISlice]) -> pd.DataFrame:
@@ -221,10 +243,38 @@ def nearest_neighbour_baseline(
     right = training["label"].to_numpy()[nearest] == typed["label"].to_numpy()
     return {
         "accuracy": round(float(right.mean()), 6),
-        "interval": GroupBootstrap(typed["group"]).mean(right.astype(float)),
+        "interval": GroupBootstrap(typed["group"]).mean(right),
         "n_training": len(training),
         "method": "label of the most correlated 32 x 32 thumbnail of the split 'train'",
     }
+
+
+def why_no_baseline(training: pd.DataFrame, rows: pd.DataFrame) -> str | None:
+    """Why the nearest training image says nothing about these rows; None where it does.
+
+    Raises
+    ------
+    DataError
+        Some training images are missing: looked up in the others, the bar would be lower than it is.
+    """
+    known = training[training["label"].isin(CLASS_NAMES)]
+    if not rows["label"].isin(CLASS_NAMES).any():
+        return "no image here has one of the four classes"
+    if known["label"].nunique() < 2:
+        return (
+            "the training images are of one class, which every neighbour would have"
+            if len(known)
+            else ("there are no training images with one of the four classes")
+        )
+    missing = [p for p, f in zip(known["path"], known["file"], strict=True) if not Path(f).is_file()]
+    if len(missing) == len(known):
+        return f"none of the {len(known):,} training images is there"
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(known)} training images are missing (first: {missing[0]}); the nearest neighbour "
+            "needs them all: put them back, or evaluate with --no-baseline"
+        )
+    return None
 
 
 # --- a whole evaluation ---------------------------------------------------------------------------------------------
@@ -233,27 +283,24 @@ def nearest_neighbour_baseline(
 def read_rows(manifest: Path | str, images: Path | str | None, split_column: str) -> pd.DataFrame:
     """A manifest as `data.read_manifest` reads it, with ``source`` and ``seen_in_training`` where they can be known.
 
-    ``group`` becomes what is independent of each other (see `independent_units`); ``slice_group`` keeps the manifest's.
+    ``group`` becomes what is independent of each other (see `independent_units`); ``slice_group`` is the manifest's,
+    those that `clean_leaks` lists joined with the training slice that they show.
     """
     table = read_manifest(manifest, images, split_column)
-    table["slice_group"] = table["group"]
     if "figshare_index" in table.columns:
         table["source"] = np.where(table["figshare_index"] != "", "figshare", "other")
     if "clean_split" in table.columns:
-        seen = table["path"].isin(clean_leaks()["path"])  # clean val and test: copies that the split's maker overlooked
+        leaks = clean_leaks()  # copies of training slices that the split's maker overlooked
+        seen = table["path"].isin(leaks["path"])
         if split_column != "clean_split":
             seen |= table["group"].isin(set(table.loc[table["clean_split"] == "train", "group"]))
         table["seen_in_training"] = np.where(seen, "yes", "no")
+        own = dict(zip(table["path"], table["group"], strict=True))
+        joined = {own[p]: own[c] for p, c in zip(leaks["path"], leaks["copy_of"], strict=True) if {p, c} <= own.keys()}
+        table["group"] = [joined.get(g, g) for g in table["group"]]
+    table["slice_group"] = table["group"]
     table["group"] = independent_units(table)
     return table
-
-
-def clean_leaks() -> pd.DataFrame:
-    """Images of clean val and test that show a training slice upside down (``path``, ``clean_split``, ``copy_of``).
-
-    Made by ``scripts/clean_leaks.py`` from the saved audit.
-    """
-    return pd.read_csv(SPLITS_DIRECTORY / "clean_leaks.csv", dtype=str)
 
 
 def independent_units(rows: pd.DataFrame) -> list[str]:
@@ -292,7 +339,8 @@ def evaluate(
     name : str, optional
         Of the data; default: the manifest's folder or file name.
     baseline : bool
-        Also look up the nearest training thumbnail (reads every training image).
+        Also look up the nearest training thumbnail (reads every training image); where there is none, ``undefined``
+        says why.
     progress : callable, optional
         Called with a stage's name; gives the callable that takes images done and in all.
 
@@ -304,18 +352,22 @@ def evaluate(
     manifest = Path(manifest)
     table = read_rows(manifest, images, split_column)
     rows = select_split(table, split)
+    training = table[table["split"] == training_split]
+    why: str | None = "the nearest training images were not asked for (--no-baseline)"
+    if baseline and split == training_split:
+        why = "these are the training images themselves"
+    elif baseline:
+        why = why_no_baseline(training, rows)
     predictions = predict_rows(
         classifier, rows, Path(output) / "partial", progress=progress("predicting") if progress else None
     )
-    metrics: dict[str, Any] = {"key": key_of(classifier, rows)}
-    if baseline:
-        training = table[(table["split"] == training_split) & table["file"].map(lambda f: Path(f).is_file())]
-        if split == training_split or training.empty:
-            metrics["baseline"] = None
-        else:
-            metrics["baseline"] = nearest_neighbour_baseline(
-                training, rows, progress=progress("nearest neighbours") if progress else None
-            )
+    metrics: dict[str, Any] = {"key": key_of(classifier, rows), "baseline": None}
+    if why:
+        metrics["undefined"] = {"baseline": why}
+    else:
+        metrics["baseline"] = nearest_neighbour_baseline(
+            training, rows, progress=progress("nearest neighbours") if progress else None
+        )
     data = {
         "name": name or (manifest.stem if manifest.stem != "manifest" else manifest.resolve().parent.name),
         "manifest": manifest.name,
@@ -333,29 +385,24 @@ def save_run(
     data: dict[str, Any],
     extra: dict[str, Any] | None = None,
 ) -> Run:
-    """Measure a table of predictions, write ``metrics.json`` and ``predictions.parquet``, drop the finished chunks."""
+    """Measure a table of predictions, write ``metrics.json`` and ``predictions.parquet``, drop the finished chunks.
+
+    ``extra`` goes into the metrics as it is; its ``undefined`` joins the reasons found while measuring.
+    """
     from brainmri.evaluation import measure
 
     output = Path(output)
     predictions = add_subgroups(predictions)
     measured = measure(predictions, tumour_threshold=classifier.rule.tumour_threshold)
     metrics = {
-        "model": {
-            "id": classifier.card.id,
-            "weights_sha256": classifier.card.weights_sha256,
-            "engine": classifier.engine.name,
-            "precision": classifier.engine.precision,
-            "temperature": classifier.rule.temperature,
-            "calibrated": bool(classifier.rule.weights_sha256),
-        },
+        "model": model_entry(classifier),
         "data": data,
         **measured,
         **(extra or {}),
+        "undefined": measured["undefined"] | (extra or {}).get("undefined", {}),
         "environment": environment(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if metrics.get("baseline", ...) is None:
-        metrics["undefined"]["baseline"] = "no training images to look up, or none with one of the four classes"
     output.mkdir(parents=True, exist_ok=True)
     temporary = output / f"{PREDICTIONS_FILE}.tmp"
     _compact(predictions).to_parquet(temporary, compression="zstd", index=False)
@@ -430,14 +477,39 @@ def open_run(directory: Path | str) -> Run:
 
 
 def list_runs(root: Path | str) -> list[Run]:
-    """All runs in a folder that open, newest first; damaged ones are left out."""
-    runs = []
-    for path in Path(root).glob(f"*/{METRICS_FILE}"):
-        try:
-            runs.append(open_run(path.parent))
-        except DataError:
-            continue
+    """All runs in a folder that open, newest first; `damaged_runs` names the others."""
+    runs = [found for found in _opened(Path(root)) if isinstance(found, Run)]
     return sorted(runs, key=lambda run: (run.metrics.get("created", ""), run.id), reverse=True)
+
+
+def damaged_runs(directory: Path) -> list[str]:
+    """One line for each run in a folder that does not open, is not finished or lacks its predictions."""
+    import pyarrow.parquet as parquet
+
+    lines = []
+    for found in _opened(Path(directory)):
+        if isinstance(found, DataError):
+            lines.append(str(found))
+            continue
+        try:
+            parquet.read_metadata(found.directory / PREDICTIONS_FILE)
+        except FileNotFoundError:
+            lines.append(f"{found.id}: {PREDICTIONS_FILE} is missing; evaluate again")
+        except (OSError, ValueError) as error:
+            lines.append(f"{found.id}/{PREDICTIONS_FILE}: damaged ({error}); evaluate again")
+    return lines
+
+
+def _opened(root: Path) -> Iterator[Run | DataError]:
+    """Every run folder's run, or why there is none; folders of other things (audits) are passed over."""
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        if (folder / METRICS_FILE).is_file():
+            try:
+                yield open_run(folder)
+            except DataError as error:
+                yield error
+        elif (folder / PREDICTIONS_FILE).exists() or any(folder.glob("partial*")):
+            yield DataError(f"{folder.name}: not finished (no {METRICS_FILE}); the same command goes on")
 
 
 def data_title(run: Run) -> str:

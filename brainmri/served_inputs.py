@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from brainmri.counterfactual import head_mask
 from brainmri.data import read_pixels
 from brainmri.evaluation import GroupBootstrap
 from brainmri.imaging import NETWORK_SIZE, decode_image, head_box, preprocess
@@ -66,6 +68,13 @@ def _low_contrast(image: np.ndarray) -> np.ndarray:
     return np.rint(110 + LOW_CONTRAST * (image.astype(np.float32) - 110)).astype(np.uint8)
 
 
+def _inverted(image: np.ndarray) -> np.ndarray:
+    """Fluid becomes bright and fat dark while air stays black: no T2 image, but as unlike T1 in its order of greys."""
+    head = head_mask(image)
+    low, high = int(image[head].min()), int(image[head].max())
+    return np.where(head, low + high - image.astype(np.int16), image).astype(np.uint8)
+
+
 def _sixteen_bit(image: np.ndarray) -> bytes:
     """A PNG file of 16 bits of which the scanner used twelve."""
     buffer = io.BytesIO()
@@ -82,12 +91,17 @@ VERSIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mirrored": _mirrored,
     "dark": _dark,
     "low contrast": _low_contrast,
+    "grey values inverted, as T2 against T1": _inverted,
 }
 SIXTEEN_BIT = "16-bit file, 12 bits used"
 
 
 def preprocessing_gain(
-    classifier: Classifier, rows: pd.DataFrame, *, progress: Progress | None = None
+    classifier: Classifier,
+    rows: pd.DataFrame,
+    *,
+    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, compute: compute(),
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Accuracy under synthetic versions of each image: preprocessed as served, and plainly resized.
 
@@ -98,6 +112,8 @@ def preprocessing_gain(
     ----------
     rows : DataFrame
         ``file``, ``label`` and ``group`` of validation images.
+    kept : callable, optional
+        Takes a version's name and what computes it; may answer from an earlier run.
 
     Returns
     -------
@@ -107,8 +123,8 @@ def preprocessing_gain(
     """
     images = [read_pixels(file) for file in rows["file"]]
     labels, bootstrap = rows["label"].to_numpy(str), GroupBootstrap(rows["group"])
-    found = []
-    for done, version in enumerate([*VERSIONS, SIXTEEN_BIT], start=1):
+
+    def compare(version: str) -> dict[str, Any]:
         if version == SIXTEEN_BIT:
             files = [_sixteen_bit(image) for image in images]
             served = [decode_image(file, "16-bit.png").pixels for file in files]
@@ -120,18 +136,21 @@ def preprocessing_gain(
             served = plain = [VERSIONS[version](image) for image in images]
         right = _right(classifier, [preprocess(image)[0] for image in served], labels)
         other = _right(classifier, [_plain(image) for image in plain], labels)
-        found.append(
-            {
-                "version": version,
-                "n": len(rows),
-                "served": round(float(right.mean()), 6),
-                "served_interval": bootstrap.mean(right),
-                "plain": round(float(other.mean()), 6),
-                "plain_interval": bootstrap.mean(other),
-                "gain": round(float((right - other).mean()), 6),
-                "gain_interval": bootstrap.mean(right - other),
-            }
-        )
+        gain = right.astype(float) - other
+        return {
+            "version": version,
+            "n": len(rows),
+            "served": round(float(right.mean()), 6),
+            "served_interval": bootstrap.mean(right),
+            "plain": round(float(other.mean()), 6),
+            "plain_interval": bootstrap.mean(other),
+            "gain": round(float(gain.mean()), 6),
+            "gain_interval": bootstrap.mean(gain, share=False),
+        }
+
+    found = []
+    for done, version in enumerate([*VERSIONS, SIXTEEN_BIT], start=1):
+        found.append(kept(version, functools.partial(compare, version)))
         if progress:
             progress(done * len(rows), (len(VERSIONS) + 1) * len(rows))
     return found
@@ -160,7 +179,7 @@ def mirror_averaging(classifier: Classifier, rows: pd.DataFrame, *, progress: Pr
         "one_look": round(float(one.mean()), 6),
         "averaged": round(float(two.mean()), 6),
         "gain": round(float((two - one).mean()), 6),
-        "gain_interval": bootstrap.mean(two - one),
+        "gain_interval": bootstrap.mean(two - one, share=False),
     }
 
 
@@ -175,4 +194,4 @@ def _right(classifier: Classifier, inputs: list[np.ndarray], labels: np.ndarray)
         classifier.forward(np.stack(inputs[start : start + BATCH]))[0].argmax(axis=1)
         for start in range(0, len(inputs), BATCH)
     ]
-    return (np.array(CLASS_NAMES)[np.concatenate(called)] == labels).astype(float)
+    return np.array(CLASS_NAMES)[np.concatenate(called)] == labels

@@ -113,7 +113,7 @@ def robustness(
     def point(severity: float, change: Callable[[np.ndarray, str], np.ndarray]) -> dict[str, Any]:
         changed = [change(x, path) for x, path in zip(images, sample["path"], strict=True)]
         answers = _predict(classifier, changed)
-        right = (answers["predicted"].to_numpy(str) == sample["label"].to_numpy(str)).astype(float)
+        right = answers["predicted"].to_numpy(str) == sample["label"].to_numpy(str)
         return {
             "severity": severity,
             "n": len(sample),
@@ -175,6 +175,7 @@ def counterfactuals(
     *,
     seed: int = 0,
     methods: Sequence[str] = counterfactual.METHODS,
+    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, compute: compute(),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Paint each masked tumour away, and an equal area elsewhere; count what the answers become.
@@ -182,70 +183,79 @@ def counterfactuals(
     Parameters
     ----------
     rows : DataFrame
-        With ``file``, ``label``, ``group`` and ``mask`` (path under ``root``, or empty).
+        With ``path``, ``file``, ``label``, ``group`` and ``mask`` (path under ``root``, or empty).
+    kept : callable, optional
+        Takes a batch's name and what computes it; may answer from an earlier run.
 
     Returns
     -------
     dict
         ``n`` images whose answer was a tumour before; per method ``changed`` (to no tumour or undecided) with its
-        parts and interval; ``elsewhere_changed`` (another answer than before) with interval, over ``n_elsewhere``
-        images that had room; the same by likeliest class alone under ``likeliest``.
+        parts and interval, and ``elsewhere_changed`` (another answer than before) with its interval, over
+        ``n_elsewhere`` images that had room; the first method's ``elsewhere_changed`` again beside them; the same by
+        likeliest class alone under ``likeliest``.
     """
     masked = rows[(rows["mask"] != "") & (rows["label"] != NO_TUMOR)].reset_index(drop=True)
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("before", "elsewhere", *methods)}
-    room: list[bool] = []
+    parts = []
     for start in range(0, len(masked), BATCH):
         part = masked.iloc[start : start + BATCH]
-        images = [read_pixels(file) for file in part["file"]]
-        masks = [read_mask(f"{root}/{mask}") for mask in part["mask"]]
-        tables["before"].append(predict_table(classifier, images))
-        for method in methods:
-            painted = [counterfactual.inpaint(x, m, _rng(seed, p), method) for x, m, p in
-                       zip(images, masks, part["path"], strict=True)]  # fmt: skip
-            tables[method].append(predict_table(classifier, painted))
-        controls = []
-        for image, mask, path in zip(images, masks, part["path"], strict=True):
-            other = counterfactual.elsewhere(image, mask, _rng(seed, path, "elsewhere"))
-            room.append(other is not None)
-            controls.append(image if other is None else counterfactual.inpaint(image, other, _rng(seed, path)))
-        tables["elsewhere"].append(predict_table(classifier, controls))
+        compute = functools.partial(_painted, classifier, part, root, seed, methods)
+        parts.append(kept(f"counterfactuals from {start}", compute))
         if progress:
             progress(min(start + BATCH, len(masked)), len(masked))
-    if not len(masked):
+    if not parts:
         return {"n_masked": 0, "undefined": "no image has a mask"}
-    answers = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-    return {"n_masked": len(masked), **_count_changes(answers, np.array(room), masked["group"], methods)}
+    answers = {name: pd.concat([pd.DataFrame(p[name]) for p in parts], ignore_index=True) for name in parts[0]}
+    return {"n_masked": len(masked), **_count_changes(answers, masked["group"], methods)}
 
 
-def _count_changes(answers, room: np.ndarray, groups, methods) -> dict[str, Any]:
-    before = answers["before"]
+def _painted(classifier: Classifier, part: pd.DataFrame, root, seed: int, methods) -> dict[str, dict[str, list]]:
+    """Answers ``before``, after each method, and after each method ``elsewhere``; under ``room`` whether there was."""
+    images = [read_pixels(file) for file in part["file"]]
+    masks = [read_mask(f"{root}/{mask}") for mask in part["mask"]]
+    others = [counterfactual.elsewhere(image, mask, _rng(seed, path, "elsewhere")) for image, mask, path in
+              zip(images, masks, part["path"], strict=True)]  # fmt: skip
+
+    def answers(areas: Sequence[np.ndarray | None], method: str = "") -> dict[str, list]:
+        painted = [image if area is None else counterfactual.inpaint(image, area, _rng(seed, path), method)
+                   for image, area, path in zip(images, areas, part["path"], strict=True)]  # fmt: skip
+        return predict_table(classifier, painted)[["decision", "predicted"]].to_dict("list")
+
+    found = {"before": answers([None] * len(images)), "room": {"room": [other is not None for other in others]}}
+    for method in methods:
+        found[method] = answers(masks, method)
+        found[f"elsewhere {method}"] = answers(others, method)
+    return found
+
+
+def _count_changes(answers: dict[str, pd.DataFrame], groups, methods: Sequence[str]) -> dict[str, Any]:
+    before, room = answers["before"], answers["room"]["room"].to_numpy(bool)
     says_tumour = (before["decision"] == "class").to_numpy() & (before["predicted"] != NO_TUMOR).to_numpy()
     leans_tumour = (before["predicted"] != NO_TUMOR).to_numpy()
     bootstrap = GroupBootstrap(groups)
+    compared = says_tumour & room
     found: dict[str, Any] = {"n": int(says_tumour.sum()), "likeliest": {"n": int(leans_tumour.sum())}}
     for method in methods:
         after = answers[method]
         to_none = ((after["decision"] == "class") & (after["predicted"] == NO_TUMOR)).to_numpy()
         undecided = (after["decision"] == "undecided").to_numpy()
         changed = to_none | undecided
+        control = answers[f"elsewhere {method}"]
+        leans_elsewhere = (control["predicted"] != before["predicted"]).to_numpy()
+        other = (control["decision"] != before["decision"]).to_numpy() | leans_elsewhere
         found[method] = {
             "changed": _share(changed, says_tumour),
-            "interval": bootstrap.mean(changed.astype(float), says_tumour),
+            "interval": bootstrap.mean(changed, says_tumour),
             "to_none": _share(to_none, says_tumour),
             "to_undecided": _share(undecided, says_tumour),
             "to_rejected": _share((after["decision"] == "rejected").to_numpy(), says_tumour),
+            "elsewhere_changed": _share(other, compared),
+            "elsewhere_interval": bootstrap.mean(other, compared),
         }
         found["likeliest"][method] = _share((after["predicted"] == NO_TUMOR).to_numpy(), leans_tumour)
-    after, compared = answers["elsewhere"], says_tumour & room
-    other = (after["decision"] != before["decision"]).to_numpy() | (
-        after["predicted"] != before["predicted"]
-    ).to_numpy()
-    found["elsewhere_changed"] = _share(other, compared)
-    found["elsewhere_interval"] = bootstrap.mean(other.astype(float), compared)
+        found["likeliest"].setdefault("elsewhere", _share(leans_elsewhere, leans_tumour & room))
+    found |= {name: found[methods[0]][name] for name in ("elsewhere_changed", "elsewhere_interval")}
     found["n_elsewhere"] = int(compared.sum())
-    found["likeliest"]["elsewhere"] = _share(
-        (after["predicted"] != before["predicted"]).to_numpy(), leans_tumour & room
-    )
     return found
 
 
@@ -285,16 +295,16 @@ def source_probe(
     rows = rows.assign(group=rows["source"] + "/" + rows["group"].astype(str)).sample(frac=1, random_state=seed)
     rows = rows.drop_duplicates("group" if rows["group"].nunique() > 100 else "file")
     rows = rows.groupby("source").head(per_source).reset_index(drop=True)
+    counts = rows["source"].value_counts()
+    folds = int(min(5, rows.groupby("source")["group"].nunique().min())) if len(rows) else 0
+    if len(counts) < 2 or folds < 2:
+        return {"undefined": "needs two sources with at least two groups each"}
     features = []
     for start in range(0, len(rows), BATCH):
         images = [read_pixels(file) for file in rows["file"].iloc[start : start + BATCH]]
         features.append(classifier.predict(images).feature_maps.mean(axis=(1, 2)))
         if progress:
             progress(min(start + BATCH, len(rows)), len(rows))
-    counts = rows["source"].value_counts()
-    folds = int(min(5, rows.groupby("source")["group"].nunique().min()))
-    if len(counts) < 2 or folds < 2:
-        return {"undefined": "needs two sources with at least two groups each"}
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, C=0.1, class_weight="balanced"))
     called = cross_val_predict(
         probe,
@@ -338,7 +348,7 @@ def blind_classifiers(
         forest = RandomForestClassifier(200, class_weight="balanced", random_state=seed, min_samples_leaf=2)
         forest.fit(x[: len(training)], training["label"])
         p = forest.predict_proba(x[len(training) :])
-        right = (forest.classes_[p.argmax(axis=1)] == labels).astype(float)
+        right = forest.classes_[p.argmax(axis=1)] == labels
         score = 1 - p[:, list(forest.classes_).index(NO_TUMOR)]
         found[name] = {
             "accuracy": round(float(right.mean()), 6),

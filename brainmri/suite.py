@@ -271,6 +271,7 @@ def run_suite(
 
     Preprocessing, shortcuts and robustness become part of the clean-test run. What is finished is kept; starting again
     goes on, and only other weights, another engine or decision rule, other data or a removed folder make it start over.
+    What runs take from each other is renewed every time.
 
     Parameters
     ----------
@@ -307,7 +308,6 @@ def run_suite(
             split,
             _folder(classifier, output, part),
             name=folder,
-            baseline=folder in (KAGGLE, "lgg"),
             progress=_named(progress, part),
         )
     if "out-of-distribution" in wanted and (data / STRANGE).is_dir():
@@ -317,7 +317,8 @@ def run_suite(
             made["clean-test"] = _extend_clean_run(classifier, data, output, part, compute, progress)
     if not made:
         raise DataError(f"{data}: holds none of {', '.join({f for f, _, _ in SETS.values()})}, {STRANGE}")
-    return list(made.values())
+    renewed = _renew_copies(classifier, output)
+    return [renewed.get(part, run) for part, run in made.items()]
 
 
 def _named(progress: Stages | None, part: str) -> Stages | None:
@@ -329,25 +330,29 @@ def _folder(classifier: Classifier, output: Path, part: str) -> Path:
 
 
 def _open(classifier: Classifier, output: Path, part: str) -> Run | None:
-    """A part's saved run if it is of these weights."""
+    """A part's saved run if it is of these weights, this engine and this decision rule."""
     try:
         run = runs.open_run(_folder(classifier, output, part))
     except DataError:
         return None
-    return run if run.metrics["model"]["weights_sha256"] == classifier.card.weights_sha256 else None
+    return run if runs.model_entry(classifier).items() <= run.metrics["model"].items() else None
 
 
 def _finished(classifier: Classifier, output: Path, part: str, rows: pd.DataFrame) -> Run | None:
-    """A part's saved run if it answers the same rows with the same weights, engine and decision rule."""
+    """A part's saved run if it is this model's answer to the same rows."""
     run = _open(classifier, output, part)
     return run if run and run.metrics.get("key") == runs.key_of(classifier, rows) else None
 
 
 class _Kept:
-    """Answers of finished steps in a JSON file, so that an interrupted part goes on after the last of them."""
+    """Answers of finished steps in a JSON file, so that an interrupted part goes on after the last of them.
 
-    def __init__(self, path: Path, key: str):
+    ``saved`` holds the answers of a finished run. One that was undefined is computed again: its data may have come.
+    """
+
+    def __init__(self, path: Path, key: str, saved: dict[str, Any] | None = None):
         self.path = path
+        self.saved = {name: v for name, v in (saved or {}).items() if not (isinstance(v, dict) and "undefined" in v)}
         try:
             known = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
@@ -356,6 +361,8 @@ class _Kept:
 
     def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
         """The answer kept under a name; computed and kept where there is none."""
+        if name in self.saved:
+            return self.saved[name]
         if name not in self.known:
             self.known[name] = compute()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -370,33 +377,72 @@ def _extend_clean_run(classifier, data, output, part, compute, progress) -> Run:
     run = _finished(classifier, output, "clean-test", select_split(rows, "test"))
     if run is None:
         raise DataError(f"'{part}' extends the clean-test run of the same weights and rule; evaluate that part first")
-    if part in run.metrics:
-        return run
-    kept = _Kept(run.directory / f"partial-{part}.json", runs.key_of(classifier, rows))
-    found = compute(classifier, data, output, rows, run, kept, _named(progress, part))
-    metrics = {**runs.open_run(run.directory).metrics, part: found}
-    runs.write_metrics(run.directory, metrics)
+    saved = run.metrics.get(part, {})
+    kept = _Kept(run.directory / f"partial-{part}.json", runs.key_of(classifier, rows), saved)
+    run = _rewritten(run, {part: saved | compute(classifier, data, rows, kept, _named(progress, part))})
     kept.path.unlink(missing_ok=True)
+    return run
+
+
+def _rewritten(run: Run, parts: dict[str, Any]) -> Run:
+    """The run with some of its metrics replaced; its file stays untouched where they say the same."""
+    metrics = run.metrics | json.loads(json.dumps(parts))
+    if metrics != run.metrics:
+        runs.write_metrics(run.directory, metrics)
     return runs.Run(run.directory, metrics)
 
 
-def _robustness(classifier, data, output, rows, run, kept, progress):
+def _robustness(classifier, data, rows, kept, progress) -> dict[str, Any]:
+    if set(kept.saved) == set(shortcuts.PERTURBATIONS):
+        return kept.saved
     return shortcuts.robustness(
         classifier, select_split(rows, "test"), kept=kept, progress=progress and progress("curves")
     )
 
 
-def _preprocessing(classifier, data, output, rows, run, kept, progress) -> dict[str, Any]:
+def _preprocessing(classifier, data, rows, kept, progress) -> dict[str, Any]:
     validation, test = select_split(rows, "val"), select_split(rows, "test")
-    gain = kept("gain", lambda: preprocessing_gain(classifier, validation, progress=progress and progress("versions")))
-    mirror = kept("mirror", lambda: mirror_averaging(classifier, test, progress=progress and progress("mirrors")))
-    return {"clean_val": gain, "mirror_averaging": mirror}
+    return {
+        "clean_val": kept(
+            "clean_val",
+            lambda: preprocessing_gain(classifier, validation, kept=kept, progress=progress and progress("versions")),
+        ),
+        "mirror_averaging": kept(
+            "mirror_averaging", lambda: mirror_averaging(classifier, test, progress=progress and progress("mirrors"))
+        ),
+    }
 
 
-def _shortcuts(classifier, data, output, rows, run, kept, progress) -> dict[str, Any]:
-    """The panel: each entry is None where its data are missing."""
+def _shortcuts(classifier, data, rows, kept, progress) -> dict[str, Any]:
+    """The panel's own figures; `_copied` adds those of other runs."""
     test = select_split(rows, "test")
-    known = {part: _open(classifier, output, part) for part in SETS}
+    steps: dict[str, Callable[[Progress | None], Any]] = {
+        "counterfactuals": lambda p: shortcuts.counterfactuals(classifier, test, data / KAGGLE, kept=kept, progress=p),
+        "source_probe": lambda p: shortcuts.source_probe(classifier, _healthy(data, rows), progress=p),
+        "blind": lambda p: shortcuts.blind_classifiers(select_split(rows, "train"), test, progress=p),
+        "peak_in_mask": lambda p: _peak_in_mask(classifier, test, p),
+    }
+    return {
+        name: kept(name, lambda name=name, step=step: step(progress and progress(name.replace("_", " "))))
+        for name, step in steps.items()
+    }
+
+
+def _renew_copies(classifier: Classifier, output: Path) -> dict[str, Run]:
+    """Write anew what one run takes from others, which may have come, gone or changed since."""
+    clean, strange = (_open(classifier, output, part) for part in ("clean-test", "out-of-distribution"))
+    renewed = {}
+    if clean is not None and "shortcuts" in clean.metrics:
+        panel = clean.metrics["shortcuts"] | _copied(classifier, output, clean)
+        renewed["clean-test"] = _rewritten(clean, {"shortcuts": panel})
+    if strange is not None:
+        renewed["out-of-distribution"] = _rewritten(strange, _trade_off(classifier, clean, strange))
+    return renewed
+
+
+def _copied(classifier: Classifier, output: Path, clean: Run) -> dict[str, Any]:
+    """The shortcut panel's figures of other runs: each is None where its run is missing."""
+    known = {part: _open(classifier, output, part) for part in (*SETS, "out-of-distribution")}
     found: dict[str, Any] = dict.fromkeys(("lgg_by_sequence", "within_plane", "br35h_groups", "head_t1"))
     if lgg := known["lgg-test"]:
         found["lgg_by_sequence"] = {
@@ -405,22 +451,27 @@ def _shortcuts(classifier, data, output, rows, run, kept, progress) -> dict[str,
             if row["column"] == "sequence"
         }
     if brisc := known["brisc-notumor-test"]:
-        found["within_plane"] = shortcuts.within_plane_auc(run.predictions(), brisc.predictions())
+        found["within_plane"] = shortcuts.within_plane_auc(clean.predictions(), brisc.predictions())
     if br35h := known["br35h-tumour-test"]:
         binary = br35h.metrics["tumour_vs_none"]
         found["br35h_groups"] = {"found": binary["tumour_groups_found"], "groups": binary["tumour_groups"]}
-    if (strange := _open(classifier, output, "out-of-distribution")) is not None:
+    if strange := known["out-of-distribution"]:
         found["head_t1"] = strange.metrics.get("head_t1")
-    steps: dict[str, Callable[[Progress | None], Any]] = {
-        "counterfactuals": lambda p: shortcuts.counterfactuals(classifier, test, data / KAGGLE, progress=p),
-        "source_probe": lambda p: shortcuts.source_probe(classifier, _healthy(data, rows), progress=p),
-        "blind": lambda p: shortcuts.blind_classifiers(select_split(rows, "train"), test, progress=p),
-        "peak_in_mask": lambda p: _peak_in_mask(classifier, test, p),
-    }
-    for name, step in steps.items():
-        report = progress and progress(name.replace("_", " "))
-        found[name] = kept(name, lambda step=step, report=report: step(report))
     return found
+
+
+def _trade_off(classifier: Classifier, clean: Run | None, strange: Run) -> dict[str, Any]:
+    """The gate's trade-off between clean test's slices and foreign pictures; None without the clean-test run."""
+    foreign = strange.predictions()
+    foreign = foreign[~foreign["kind"].isin(["synthetic", "head_t1"])]
+    if clean is None or classifier.rule.gate is None or foreign.empty:
+        return {"trade_off": None, "clean_test_rejected": None}
+    brain = clean.predictions()["ood_score"].to_numpy(float)
+    scores = {str(k): part["ood_score"].to_numpy(float) for k, part in foreign.groupby("kind", observed=True)}
+    return {
+        "trade_off": trade_off(brain, scores).round(6).to_dict("list"),
+        "clean_test_rejected": round(float((brain > classifier.rule.ood_threshold).mean()), 6),
+    }
 
 
 def _peak_in_mask(classifier: Classifier, test: pd.DataFrame, progress: Progress | None) -> dict[str, Any] | None:
@@ -444,14 +495,15 @@ def _healthy(data: Path, rows: pd.DataFrame) -> pd.DataFrame:
             table = runs.read_rows(data / folder / MANIFEST, data / folder, "split")
             parts.append(table.assign(source=source))
     found = pd.concat(parts, ignore_index=True)
-    return found.loc[(found["label"] == NO_TUMOR) & (found["split"] != "train"), ["path", "file", "group", "source"]]
+    unseen = (found["split"] != "train") & (found["seen_in_training"] != "yes")
+    return found.loc[(found["label"] == NO_TUMOR) & unseen, ["path", "file", "group", "source"]]
 
 
 # --- pictures that are no brain MRI ---------------------------------------------------------------------------------
 
 
 def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Stages | None) -> Run:
-    """Rejected share per kind of picture, the gate's trade-off against clean test, and MRI it should accept.
+    """Rejected share per kind of picture, and MRI that the gate should accept; `_trade_off` is added later.
 
     Each picture is asked twice, as it is and as if it were grey, so that colour does not hide what the gate learned.
     """
@@ -465,7 +517,7 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
             known[key] = mri_slice
             rows.append((key, key, kind))
     table = pd.DataFrame(rows, columns=["path", "file", "kind"]).assign(label="", split="all")
-    table["group"] = table["path"]
+    table["group"] = table["path"].where(table["kind"] != "head_t1", "head_t1")  # slices of one head
     if finished := _finished(classifier, output, "out-of-distribution", table):
         return finished
     folder = _folder(classifier, output, "out-of-distribution")
@@ -479,10 +531,12 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
 
     predictions = predict("predicting", as_it_is)
     as_grey = predict("colour ignored", lambda file: replace(as_it_is(file), colour_share=0.0))
-    scores = {str(k): part["ood_score"].to_numpy(float) for k, part in predictions.groupby("kind")}
+    kinds = sorted(predictions["kind"].unique())
     extra: dict[str, Any] = {
         "key": runs.key_of(classifier, table),
-        "kinds": {k: _kind(predictions[predictions["kind"] == k], as_grey[as_grey["kind"] == k]) for k in scores},
+        "kinds": {k: _kind(predictions[predictions["kind"] == k], as_grey[as_grey["kind"] == k]) for k in kinds},
+        "baseline": None,
+        "undefined": {"baseline": "pictures that are no brain MRI have no class that a neighbour could have"},
     }
     head = predictions[predictions["kind"] == "head_t1"]
     if len(head):
@@ -496,12 +550,6 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
                 for p, d, c in zip(head["path"], head["decision"], head["predicted"], strict=True)
             },
         }
-    clean = _open(classifier, output, "clean-test")
-    if clean is not None and classifier.rule.gate is not None:
-        brain = clean.predictions()["ood_score"].to_numpy(float)
-        strange = {k: v for k, v in scores.items() if k not in ("synthetic", "head_t1")}
-        extra["trade_off"] = trade_off(brain, strange).round(6).to_dict("list")
-        extra["clean_test_rejected"] = round(float((brain > classifier.rule.ood_threshold).mean()), 6)
     source = {"name": STRANGE, "manifest": None, "manifest_sha256": None, "split_column": None, "split": "all"}
     return runs.save_run(folder, classifier, predictions, source, extra)
 
@@ -515,7 +563,7 @@ def _kind(part: pd.DataFrame, as_grey: pd.DataFrame) -> dict[str, Any]:
 
 
 def _head_slices(data: Path) -> dict[str, MRISlice]:
-    """A healthy head from another scanner, where the data folder has one."""
+    """A healthy head from another scanner, where the data folder has one; all of it, or an error."""
     from brainmri.config import load_settings
     from brainmri.pipeline import read_slices
 
@@ -524,8 +572,8 @@ def _head_slices(data: Path) -> dict[str, MRISlice]:
     for file in sorted((data / "dicom" / "head_t1").glob("*.dcm")):
         try:
             found[file.stem] = read_slices(file.read_bytes(), file.name, settings)[0]
-        except BrainMRIError:
-            continue
+        except BrainMRIError as error:
+            raise DataError(f"{file}: cannot be evaluated ({error}); replace it or take it away") from error
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import time
@@ -19,7 +20,15 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from brainmri import augment
-from brainmri.data import SPLITS_DIRECTORY, UNKNOWN_TUMOUR, read_manifest, read_mask, read_pixels, select_split
+from brainmri.data import (
+    SPLITS_DIRECTORY,
+    UNKNOWN_TUMOUR,
+    clean_leaks,
+    read_manifest,
+    read_mask,
+    read_pixels,
+    select_split,
+)
 from brainmri.decision import softmax
 from brainmri.errors import ConfigError, DataError
 from brainmri.imaging import as_network_batch, preprocess
@@ -197,13 +206,14 @@ class Recipe(_Strict):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _a_teacher_sees_each_view(self):
+    def _what_one_field_needs_of_another(self):
         if self.teacher and self.cached_draws:
             raise ValueError("teacher: answers for views that are drawn anew; leave cached_draws out")
-        if not self.teacher and (self.start_teaches or any(stage.mixed for stage in self.stages)):
-            raise ValueError("start_teaches, mixed: only where a teacher answers; name one")
-        if self.start_teaches and not self.continues:
-            raise ValueError("start_teaches: only where a recipe continues another; name it in continues")
+        mixed = any(stage.mixed for stage in self.stages)
+        if (self.start_teaches or mixed) and not (self.teacher and self.teacher_weight):
+            raise ValueError("start_teaches, mixed: only where a teacher answers; name one and its teacher_weight")
+        if (self.start_teaches or self.start_share) and not self.continues:
+            raise ValueError("start_teaches, start_share: only where a recipe continues another; name it in continues")
         return self
 
 
@@ -255,7 +265,8 @@ class TrainingSet:
 def load_training_set(recipe: Recipe, data_root: Path, split: str, progress: Callable | None = None) -> TrainingSet:
     """Read one split of a recipe's sources; ``data_root`` is the Kaggle set's folder, the others lie beside it.
 
-    All need a train split; of the others, those that have none of another split are left out.
+    All need a train split; of the others, those that have none of another split are left out. So are held-out images
+    that show a training slice upside down (`data.clean_leaks`).
     """
     tables: list[pd.DataFrame] = []
     for source in recipe.sources:
@@ -266,7 +277,8 @@ def load_training_set(recipe: Recipe, data_root: Path, split: str, progress: Cal
             source.split_column,
         )
         if split == "train" or not tables or split in set(table["split"]):  # one head has nobody to hold out
-            tables.append(select_split(table, split).assign(source=source.name))
+            rows = select_split(table, split).assign(source=source.name)
+            tables.append(rows if split == "train" else rows[~rows["path"].isin(clean_leaks()["path"])])
     return _load(pd.concat(tables, ignore_index=True), progress)
 
 
@@ -311,9 +323,9 @@ def _outline(row: dict[str, Any], shape: tuple[int, int]) -> np.ndarray | None:
     return None
 
 
-def epoch_indices(data: TrainingSet, recipe: Recipe, epoch: int) -> np.ndarray:
-    """Which images an epoch sees, in order; a function of (seed, epoch)."""
-    rng = np.random.default_rng([recipe.seed, epoch])
+def epoch_indices(data: TrainingSet, recipe: Recipe, *epoch: int) -> np.ndarray:
+    """Which images an epoch sees, in order; a function of (seed, epoch) or (seed, stage, epoch)."""
+    rng = np.random.default_rng([recipe.seed, *epoch])
     chosen = []
     for source in recipe.sources:
         rows = np.flatnonzero(data.source == source.name)
@@ -523,6 +535,7 @@ def train(
     if run.state["stage"] == len(recipe.stages):  # finished before: only the network is asked for
         network = _build(recipe, len(recipe.stages) - 1)
         network.load_weights(run.checkpoint(len(recipe.stages) - 1))
+        run.hold(start=start)
         if recipe.start_share and start is None:
             start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
         return _finish(recipe, network, start, lambda: load_training_set(recipe, data_root, "val", loading))
@@ -530,6 +543,7 @@ def train(
     if recipe.teacher:
         folder = teacher or run.directory / recipe.teacher
         teachers = [_train_teacher(recipe.teacher, data_root, folder, teacher_weights, report)]
+    run.hold(start=start, teacher=teachers[0] if teachers else None)
     if recipe.continues and start is None:
         start = _train_before(recipe, data_root, run, weights, teacher_weights, report)
     data = load_training_set(recipe, data_root, "train", loading)
@@ -635,6 +649,15 @@ class _Run:
         directory.mkdir(parents=True, exist_ok=True)
         self._write("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
+    def hold(self, **networks) -> None:
+        """Refuse to go on with other networks to start or learn from than the run began with."""
+        digests = {name: _digest(network) for name, network in networks.items() if network is not None}
+        before = self.state.setdefault("from", {})
+        other = [name for name, digest in digests.items() if before.get(name, digest) != digest]
+        if other:
+            raise ConfigError(f"{self.directory}: was begun with another {', '.join(other)}; pass the same one again")
+        before.update(digests)
+
     def checkpoint(self, number: int) -> Path:
         return self.directory / f"stage{number}.weights.h5"
 
@@ -648,7 +671,7 @@ class _Run:
         history = [r for r in self.history() if (int(r["stage"]), int(r["epoch"])) < (number, epoch)] + [row]
         lines = [",".join(row)] + [",".join(str(r.get(k, "")) for k in row) for r in history]
         self._write("history.csv", "\n".join(lines) + "\n")
-        self.state = {"stage": number + last, "epoch": 0 if last else epoch + 1, "elapsed_s": row["elapsed_s"]}
+        self.state |= {"stage": number + last, "epoch": 0 if last else epoch + 1, "elapsed_s": row["elapsed_s"]}
         self._write("state.json", json.dumps(self.state))
 
     def history(self) -> list[dict[str, Any]]:
@@ -659,6 +682,10 @@ class _Run:
         temporary = self.directory / f"{name}.tmp"
         temporary.write_text(text, "utf-8")
         os.replace(temporary, self.directory / name)
+
+
+def _digest(network) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(w).tobytes() for w in network.get_weights())).hexdigest()
 
 
 def _same(stored: dict[str, Any], recipe: Recipe) -> bool:
@@ -719,7 +746,7 @@ def _fit_stage(
     stage = recipe.stages[number]
     size = stage.input_size
     per_epoch = len(epoch_indices(data, recipe, 0))
-    batches = _Batches(network, data, recipe, stage, teachers)
+    batches = _Batches(network, data, recipe, number, teachers)
     trained = _sharpness_aware(batches.trained, stage.sharpness) if stage.sharpness else batches.trained
     trained.compile(
         optimizer=_optimizer(recipe, stage, -(-per_epoch // recipe.batch_size)),
@@ -757,12 +784,20 @@ def _fit_stage(
 class _Batches:
     """Batches of an epoch: fresh views each time, or features of the frozen blocks computed once per view."""
 
-    def __init__(self, network, data: TrainingSet, recipe: Recipe, stage: Stage, teachers=()):
+    def __init__(self, network, data: TrainingSet, recipe: Recipe, number: int, teachers=()):
         import keras
         import tensorflow as tf
 
+        stage = recipe.stages[number]
+        # A later stage's epochs begin at 0 again: without its number it would see the first stage's views once more.
+        self.number = (number,) if number else ()
         self.teachers = [(t.input_shape[1], tf.function(partial(t, training=False))) for t in teachers]
         self.view_size = max([stage.input_size, *(size for size, _ in self.teachers)])
+        if recipe.mask_weight and self.view_size % (stage.input_size // 16):
+            raise ConfigError(
+                f"{recipe.name}: views of {self.view_size} px, which the teacher sees, do not divide into the "
+                f"{stage.input_size // 16} cells a side that a stage of {stage.input_size} px has; choose another size"
+            )
         self.data, self.recipe, self.stage = data, recipe, stage
         self.weights = sample_weights(data, recipe)
         self.trained = network
@@ -778,20 +813,21 @@ class _Batches:
         features = np.empty((draws, n, *frozen.output_shape[1:]), np.float16)
         for draw in range(draws):
             for start in range(0, n, 64):
-                views = [self._view(i, (draw,))[0] for i in range(start, min(start + 64, n))]
+                views = [self._view(i, draw)[0] for i in range(start, min(start + 64, n))]
                 features[draw, start : start + len(views)] = frozen(as_network_batch(np.stack(views)))
         return features
 
-    def _view(self, index: int, draw: tuple[int, ...]):
+    def _view(self, index: int, epoch: int, *position: int):
         stage = self.stage
-        mild = stage.mild * draw[0] / max(stage.epochs - 1, 1)
+        mild = stage.mild * epoch / max(stage.epochs - 1, 1)
+        draw = (*self.number, epoch, *position)
         return draw_view(self.data, self.recipe, index, draw, self.view_size, stage.painted_away, mild)
 
     def of_epoch(self, epoch: int):
         """A ``keras.utils.PyDataset`` of one epoch."""
         import keras
 
-        outer, order = self, epoch_indices(self.data, self.recipe, epoch)
+        outer, order = self, epoch_indices(self.data, self.recipe, *self.number, epoch)
         size = self.recipe.batch_size
 
         class Epoch(keras.utils.PyDataset):
@@ -803,8 +839,8 @@ class _Batches:
                 if outer.features is not None:
                     return outer._cached(order[chosen.start : chosen.stop], epoch)
                 # The position is part of the seed: an image drawn twice in an epoch gives two views.
-                views = [outer._view(int(order[k]), (epoch, k)) for k in chosen]
-                rng = np.random.default_rng([outer.recipe.seed, epoch, i])
+                views = [outer._view(int(order[k]), epoch, k) for k in chosen]
+                rng = np.random.default_rng([outer.recipe.seed, *outer.number, epoch, i])
                 return outer._fresh(views, outer.weights[order[chosen.start : chosen.stop]], epoch, rng)
 
         return Epoch(workers=1, use_multiprocessing=False, max_queue_size=6)
@@ -996,12 +1032,52 @@ def override(recipe: Recipe, *, epochs: int | None = None, precision: str | None
         raise ConfigError(f"{recipe.name}: {' '.join(str(error).split())}") from error
 
 
-def card_facts(recipe: Recipe, run_directory: Path, data_root: Path) -> dict[str, Any]:
-    """What a model card says about how and on what a run was trained: recipe, history's last row, split hashes."""
+def lineage(
+    recipe: Recipe, run_directory: Path, start: Any = None, teacher: Path | None = None
+) -> list[dict[str, Any]]:
+    """What a run builds on, oldest first: the recipes that it continues, and the teachers.
+
+    Parameters
+    ----------
+    start : ModelCard, optional
+        Card of the network that it started from; None: the run that it continues lies in ``run_directory``.
+    teacher : Path, optional
+        Run folder of the teacher; None: in ``run_directory``.
+
+    Returns
+    -------
+    list of dict
+        ``recipe``, ``role`` (``continued`` or ``taught``), ``epochs``, ``minutes``; of a model with a card also
+        ``weights_sha256``.
+    """
+    steps: list[dict[str, Any]] = []
+    if recipe.continues and start is not None:
+        steps += start.recipe.get("lineage", [])
+        own = {"epochs": start.recipe["epochs_run"], "minutes": start.recipe["minutes"]}
+        steps.append({"recipe": recipe.continues, "role": "continued", **own, "weights_sha256": start.weights_sha256})
+    elif recipe.continues:
+        folder = run_directory / recipe.continues
+        steps += lineage(load_recipe(recipe.continues), folder)
+        steps.append({"recipe": recipe.continues, "role": "continued", **_epochs_and_minutes(folder)})
+    if recipe.teacher:
+        folder = teacher or run_directory / recipe.teacher
+        steps.append({"recipe": recipe.teacher, "role": "taught", **_epochs_and_minutes(folder)})
+    return steps
+
+
+def _epochs_and_minutes(run_directory: Path) -> dict[str, Any]:
+    history = pd.read_csv(run_directory / "history.csv")
+    return {"epochs": len(history), "minutes": round(float(history["elapsed_s"].iloc[-1]) / 60, 1)}
+
+
+def card_facts(
+    recipe: Recipe, run_directory: Path, data_root: Path, start: Any = None, teacher: Path | None = None
+) -> dict[str, Any]:
+    """What a model card says about how and on what a run was trained: recipe, history, `lineage`, split hashes."""
     from brainmri.imaging import NETWORK_SIZE
     from brainmri.model import sha256_of
 
-    history = pd.read_csv(run_directory / "history.csv")
+    own = _epochs_and_minutes(run_directory)
     sources = {}
     for source in recipe.sources:
         manifest = Path(source.manifest)
@@ -1019,6 +1095,7 @@ def card_facts(recipe: Recipe, run_directory: Path, data_root: Path) -> dict[str
         "architecture": f"VGG16 (13 convolutions) + Dense 128 + Dense {len(CLASS_NAMES)}, batch norm folded",
         "preprocessing": {"function": "brainmri.imaging.preprocess", "version": 1, "size": NETWORK_SIZE},
         "recipe": recipe.model_dump(mode="json")
-        | {"epochs_run": len(history), "minutes": round(float(history["elapsed_s"].iloc[-1]) / 60, 1)},
+        | {"epochs_run": own["epochs"], "minutes": own["minutes"]}
+        | {"lineage": lineage(recipe, run_directory, start, teacher)},
         "data": sources,
     }

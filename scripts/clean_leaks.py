@@ -1,6 +1,7 @@
-"""Write data/splits/clean_leaks.csv: images of clean val and test whose slice is in clean train, turned.
+"""Write data/splits/clean_leaks.csv: images outside clean train whose slice is in clean train, turned.
 
 The clean split joined copies and left-right mirrored copies; the saved audit also knows those that are upside down.
+Most are repeats, which clean val and test leave out, but the official test holds some of these as well.
 
 python scripts/clean_leaks.py
 """
@@ -16,12 +17,12 @@ SPLITS = ROOT / "data" / "splits"
 
 
 def clean_leaks() -> pd.DataFrame:
-    """Columns ``path``, ``clean_split``, ``copy_of`` (a training image of the same slice)."""
+    """Columns ``path``, ``clean_split`` (never train), ``copy_of`` (a training image of the same slice)."""
     groups = pd.read_csv(ROOT / "evaluations" / "audit-brain-tumor-mri" / "groups.csv.gz", dtype=str)
     split = pd.read_csv(SPLITS / "brain_tumor_mri.csv", dtype=str)[["path", "clean_split"]]
     images = groups[["path", "group"]].merge(split, on="path", validate="one_to_one")
     trained = images[images["clean_split"] == "train"].drop_duplicates("group").set_index("group")["path"]
-    held_out = images[images["clean_split"].isin(["val", "test"]) & images["group"].isin(trained.index)]
+    held_out = images[(images["clean_split"] != "train") & images["group"].isin(trained.index)]
     held_out = held_out.assign(copy_of=held_out["group"].map(trained))
     return held_out[["path", "clean_split", "copy_of"]].sort_values("path", ignore_index=True)
 

@@ -245,11 +245,28 @@ def test_answers_are_what_readers_are_told():
 
 
 def test_a_share_that_all_groups_agree_on_is_no_point():
-    """Clopper and Pearson's bound for ten groups, not for twenty images; a mean that is no share stays one."""
+    """Clopper and Pearson's bound for ten groups, not for twenty images; what is no share has no bound, so None."""
     bootstrap = evaluation.GroupBootstrap(np.arange(20) // 2, 100)
     assert bootstrap.mean(np.ones(20, bool)) == pytest.approx([0.6915, 1.0], abs=1e-4)
     assert bootstrap.mean(np.zeros(20, bool)) == pytest.approx([0.0, 0.3085], abs=1e-4)
-    assert bootstrap.mean(np.ones(20)) == [1.0, 1.0]
+    assert bootstrap.mean(np.ones(20)) == bootstrap.mean(np.ones(20, bool))
+    assert bootstrap.mean(np.r_[np.zeros(10), np.ones(10)], np.arange(20) >= 10) is None  # five groups
+    assert bootstrap.mean(np.ones(20, int), share=False) is None
+    assert bootstrap.mean(np.full(20, 0.5)) is None
+
+
+def test_a_flawless_model_has_no_interval_that_is_a_point():
+    table = predictions(200, skill=60.0)
+    found = evaluation.measure(table, n_bootstrap=50)
+    assert found["accuracy"] == found["roc_auc"]["macro"] == found["tumour_vs_none"]["roc_auc"] == 1
+    spans = {**found["intervals"], **found["tumour_vs_none"]["intervals"]}
+    assert all(span is None or span[0] < span[1] for span in spans.values())
+    for name in ("accuracy", *(f"{kind}_{c}" for kind in ("precision", "recall") for c in CLASS_NAMES)):
+        assert 0.7 < found["intervals"][name][0] < found["intervals"][name][1] == 1
+    for name in ("macro_f1", "roc_auc_macro", "tumour_vs_none_roc_auc"):
+        assert "every resample gives the same" in found["undefined"][f"interval_{name}"]
+    assert found["conformal"]["0.95"]["mean_set_size_interval"] is None
+    assert "[1.000, 1.000]" not in evaluation.classification_report(found)
 
 
 def test_a_class_without_images_is_undefined_not_zero():
@@ -261,6 +278,22 @@ def test_a_class_without_images_is_undefined_not_zero():
     assert "pituitary" in found["undefined"]["macro_f1"]
     assert found["accuracy"] is not None
     json.dumps(found, allow_nan=False)
+
+
+def test_precision_needs_images_of_other_classes():
+    """With healthy pictures only, whatever is called healthy is right."""
+    found = evaluation.measure(predictions().assign(label="notumor"), n_bootstrap=20)
+    row = found["per_class"]["notumor"]
+    assert row["recall"] == found["accuracy"]
+    assert row["precision"] is row["f1"] is None
+    for name in ("precision_notumor", "f1_notumor"):
+        assert found["undefined"][name] == "needs images of other classes"
+        assert name not in found["intervals"]
+    assert "undefined" in next(
+        line for line in evaluation.classification_report(found).splitlines() if line.startswith("notumor")
+    )
+    two = evaluation.measure(predictions(classes=2), n_bootstrap=20)
+    assert two["per_class"]["glioma"]["precision"] is not None
 
 
 def test_one_image_per_class_is_defined_or_says_why():
@@ -320,7 +353,11 @@ def test_mcnemar_is_the_exact_binomial_test():
     assert found["difference"] == pytest.approx((b - a) / found["n"], abs=1e-6)
     assert found["interval"][0] <= found["difference"] <= found["interval"][1]
     assert (found["changed"]["first"] != found["changed"]["second"]).all()
+    assert not found["undefined"]
     same = evaluation.compare(first, first, n_bootstrap=20)
+    assert same["difference"] == 0
+    assert same["interval"] is None
+    assert "every resample gives the same difference" in same["undefined"]["interval"]
     assert same["mcnemar_p"] == 1.0
     assert same["changed"].empty
 
@@ -329,6 +366,22 @@ def test_a_run_that_holds_an_image_twice_is_not_compared():
     table = predictions(40)
     with pytest.raises(DataError, match="twice"):
         evaluation.compare(table, pd.concat([table, table.head(1)]))
+
+
+def test_saved_runs_with_other_sets_of_labels_are_compared(classifier, tmp_path):
+    table = predictions().assign(split="test", group=[f"g{i // 40}" for i in range(400)])
+    three = table[table["label"] != "pituitary"].reset_index(drop=True)
+    saved = [
+        runs.save_run(tmp_path / str(i), classifier, t, {"name": "x", "split": "test"}).predictions()
+        for i, t in enumerate((table, three.iloc[: len(three) // 2]))
+    ]
+    assert all(str(t["label"].dtype) == "category" for t in saved)
+    found = evaluation.compare(*saved, n_bootstrap=20)
+    assert found["n"] == len(three) // 2
+    assert found["changed"].empty
+    wrong = saved[1].assign(label="glioma")
+    with pytest.raises(DataError, match="disagree about the label"):
+        evaluation.compare(saved[0], wrong)
 
 
 def test_runs_of_different_data_are_not_compared():
@@ -345,6 +398,25 @@ def test_trade_off_reads_the_scores():
     assert at.loc["photo", "rejected"] == 1.0
     assert at.loc["ct", "rejected"] == pytest.approx(50 / 101)
     assert at.loc["ct", "wrongly_rejected"] == pytest.approx(0, abs=1e-9)
+
+
+def test_trade_off_is_whole():
+    """From a threshold that rejects all to one that rejects nothing, beyond the largest score of a brain."""
+    rng = np.random.default_rng(0)
+    known, strange = rng.gamma(4, 0.1, 746), {"photo": rng.gamma(5, 3, 60), "ct": rng.gamma(5, 0.4, 60)}
+    for kind, part in evaluation.trade_off(known, strange).groupby("kind"):
+        assert len(part) < 250
+        assert part["threshold"].is_monotonic_increasing
+        for column in ("wrongly_rejected", "rejected"):
+            assert part[column].iloc[0] == 1
+            assert part[column].iloc[-1] == 0
+            assert (part[column].diff().dropna() <= 0).all()
+        assert part["wrongly_rejected"].diff().abs().max() < 0.03
+        assert part["rejected"].diff().abs().max() < 0.1
+        beyond = part[part["threshold"] > known.max()]
+        assert beyond["rejected"].is_monotonic_decreasing
+        row = part.iloc[len(part) // 2]
+        assert row["rejected"] == pytest.approx((strange[kind] > row["threshold"]).mean())
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

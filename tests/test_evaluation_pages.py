@@ -104,6 +104,32 @@ def test_runs_are_named_and_stand_side_by_side_clean_first(open_page, save):
     assert metric(page, "Accuracy") == f"{run.metrics['accuracy']:.3f}"
 
 
+def test_the_nearest_neighbour_stands_beside_the_accuracy(open_page, save):
+    run = save("clean-test", predictions(), baseline={"accuracy": 0.4, "interval": [0.3, 0.5]})
+    page = open_tab(open_page, "Classes")
+    assert metric(page, "Nearest neighbour's accuracy") == "0.400"
+    assert next(m.delta for m in page.metric if m.label.startswith("Nearest")) == "95 %: 0.300 – 0.500"
+    assert "memory, not skill" not in texts(page)
+    within = run.metrics["accuracy"] - 0.01  # lower than the accuracy, but not than its interval
+    runs.write_metrics(run.directory, run.metrics | {"baseline": {"accuracy": within, "interval": None}})
+    page = open_tab(open_page, "Classes")
+    assert f"nearest neighbour, which learns nothing, reaches {within:.3f} here" in texts(page)
+    runs.write_metrics(run.directory, run.metrics | {"baseline": None})
+    assert not [m for m in open_tab(open_page, "Classes").metric if m.label.startswith("Nearest")]
+
+
+def test_damaged_runs_are_named(open_page, save):
+    run = save("lgg-test", predictions(40), data="lgg", column="split")
+    (run.directory / runs.METRICS_FILE).write_text("{")
+    page = open_page(PAGE, "guest")
+    assert "no saved evaluation yet" in page.info[0].value
+    assert "tiny-lgg-test/metrics.json: damaged" in page.warning[0].value.replace("\\", "")
+    run = save("clean-test", predictions())
+    assert "tiny-lgg-test" in open_tab(open_page, "Classes").warning[0].value.replace("\\", "")
+    (run.directory / runs.PREDICTIONS_FILE).unlink()
+    assert "predictions.parquet is missing" in texts(open_tab(open_page, "Classes")).replace("\\", "")
+
+
 def test_every_tab_opens(open_page, save):
     save("clean-test", predictions())
     for name in evaluation._TABS:
@@ -131,6 +157,19 @@ def test_a_run_with_two_classes_has_no_average_of_four(open_page, save):
     assert "Macro AUC" not in {m.label for m in page.metric}
     shown = texts(page).replace("\\", "")
     assert "no image of meningioma, pituitary tumour: an average over four classes does not exist" in shown
+
+
+def test_a_run_of_one_class_has_no_precision(open_page, save):
+    run = save("brisc", predictions(labels=("notumor",)), data="brisc_notumor", column="split")
+    for name in evaluation._TABS:
+        page = open_tab(open_page, name)
+    page = open_tab(open_page, "Classes")
+    row = page.table[-1].value.loc["No tumour"]
+    assert row["Precision"] == row["F1"] == "–"
+    assert row["Recall"].startswith(f"{run.metrics['accuracy']:.3f}")
+    assert "precision no tumour**: undefined because needs images of other classes" in texts(page)
+    assert set(displays.figures(run.metrics)) == {"confusion_matrix", "reliability", "subgroups"}
+    evaluation.figures(run)
 
 
 def test_one_image_a_class_has_no_interval_and_says_why(open_page, save):
@@ -256,13 +295,30 @@ def test_gate_and_shortcuts_come_from_the_runs_that_hold_them(open_page, save):
         },
     }
     save("clean-test", predictions(), shortcuts=panel, robustness={"gamma": [point, point | {"severity": 1}]})
-    kinds = {"photo": {"n": 20, "rejected_share": 0.95}}
-    strange = predictions(20).assign(label="", split="all")
+    kinds = {
+        "photo": {"n": 20, "rejected_share": 0.95, "rejected_share_colour_ignored": 0.8},
+        "head_t1": {"n": 4, "rejected_share": 0.0},
+    }
+    strange = predictions(24).assign(label="", split="all", kind=["photo"] * 20 + ["head_t1"] * 4)
+    strange["decision"] = ["rejected"] * 19 + ["undecided"] * 5
     save("out-of-distribution", strange, data="out_of_distribution", column=None, split="all", trade_off=curve,
          kinds=kinds, clean_test_rejected=0.01)  # fmt: skip
     page = open_tab(open_page, "Gate")
     assert "every threshold of the gate" in texts(page)
     assert "95.0%" in set(page.dataframe[-1].value["Rejected"])
+    assert list(page.dataframe[-1].value["Colour ignored"]) == ["80.0%", "–", "–"]
+    assert "only a part of the curve" not in texts(page)
+    page.button_group(key="evaluation.trade_off").set_value(["The whole curve"]).run()
+    assert not page.exception
+    page.selectbox(key="evaluation.run.tiny").set_value("tiny-out-of-distribution").run()
+    assert "**Should be rejected**" in texts(page)
+    cards = {m.label: (m.value, m.delta) for m in page.metric}
+    assert cards["Photograph, n = 20"][0] == "0.950"
+    assert cards["Photograph, n = 20"][1].startswith("95 %:")
+    assert cards["Healthy head, T1, n = 4"] == ("0.000", "")
+    assert "No interval where fewer than 10 groups" in texts(page)
+    assert not {"Rejected as no brain MRI", "Rejected share", "Decided"} & set(cards)
+    assert page.table[0].value["Rejected"].iloc[-1] == "–"
     page = open_tab(open_page, "Shortcuts")
     rows = page.table[-1].value["Figure"]
     assert len(rows) == 13

@@ -97,7 +97,8 @@ rows:
 
 
 def test_one_model_is_measured_and_its_row_replaced(tmp_path, monkeypatch):
-    card = SimpleNamespace(id="other", recipe={"seed": 3, "epochs_run": 20, "minutes": 86.2})
+    lineage = [{"epochs": 10, "minutes": 5.0}, {"epochs": 3, "minutes": 1.5}]
+    card = SimpleNamespace(id="other", recipe={"seed": 3, "epochs_run": 20, "minutes": 86.2, "lineage": lineage})
     monkeypatch.setattr("brainmri.model.read_card", lambda card_id, directory: card)
     monkeypatch.setattr("brainmri.model.load_network", lambda card, directory: None)
     monkeypatch.setattr(search, "measure_network", lambda network, root, *, mirror: {"val_accuracy": 0.9})
@@ -111,7 +112,10 @@ def test_one_model_is_measured_and_its_row_replaced(tmp_path, monkeypatch):
     rows = pd.read_csv(log)
     assert list(rows["name"]) == ["plain", "other"]
     assert list(rows["val_accuracy"]) == [0.5, 0.9]
-    assert rows.loc[1, "adds"] == "not shipped"
+    assert rows.loc[1, ["adds", "epochs", "minutes"]].tolist() == ["not shipped", 33, 92.7]
+    command = ["search", "--measure", str(tmp_path / "other.json"), "--log", str(log), "--adds", "a teacher"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert pd.read_csv(log).loc[1, "adds"] == "a teacher"
 
 
 def test_the_shipped_model_is_measured_mirrored_too(tmp_path, monkeypatch):

@@ -1,15 +1,21 @@
 """The suite's own parts on a toy classifier: versions of files, curves that go on, what is kept and what is not."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from brainmri import runs, served_inputs, shortcuts, suite
-from brainmri.data import SPLITS_DIRECTORY
+from brainmri.cli import app
+from brainmri.data import SPLITS_DIRECTORY, read_slice
 from brainmri.decision import DecisionRule
+from brainmri.errors import DataError
+from brainmri.gate import fit_gate
 from brainmri.imaging import decode_image
 from brainmri.inference import Classifier
 from brainmri.model import ModelCard
@@ -64,7 +70,9 @@ def test_preprocessing_gain_names_every_version_and_pairs_the_two_sides(classifi
     assert found["mirrored"]["served"] == 0.0  # Toy tells left from right, so it must be wrong on all of them
     for row in found.values():
         assert row["gain"] == pytest.approx(row["served"] - row["plain"], abs=1e-6)
-        assert row["gain_interval"][0] <= row["gain"] <= row["gain_interval"][1]
+        if row["gain_interval"]:  # none where every image gains the same
+            assert row["gain_interval"][0] <= row["gain"] <= row["gain_interval"][1]
+    assert found["as it is"]["served_interval"] == [pytest.approx(0.025 ** (1 / 48), abs=1e-6), 1.0]
 
 
 def test_versions_do_what_their_names_say():
@@ -77,6 +85,7 @@ def test_versions_do_what_their_names_say():
     assert np.ptp(changed["low contrast"]) < 0.25 * np.ptp(image)
     assert changed["tight crop"].shape[0] < 66
     assert (changed["scale bar and text at the rim"] != image).any()
+    assert set(np.unique(changed["grey values inverted, as T2 against T1"])) == {0, 200}
     assert image.max() == 200
 
 
@@ -142,6 +151,9 @@ class Lenient:
     def score(self, feature_maps, inputs):
         return np.full(len(inputs), 0.5, np.float32)
 
+    def arrays(self):
+        return {"gate_limits": np.array(self.limits)}
+
 
 def test_colour_is_seen_by_evaluation_and_serving_alike(classifier, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "_synthetic", dict)
@@ -181,7 +193,6 @@ def test_listed_head_ct_is_training_or_validation_only():
 def test_what_leaks_into_the_clean_split_is_what_the_audit_finds():
     """data/splits/clean_leaks.csv against the saved audit; the rows say so and calibration leaves them out."""
     import importlib.util
-    from pathlib import Path
 
     script = Path(__file__).resolve().parent.parent / "scripts" / "clean_leaks.py"
     spec = importlib.util.spec_from_file_location("clean_leaks", script)
@@ -189,10 +200,162 @@ def test_what_leaks_into_the_clean_split_is_what_the_audit_finds():
     spec.loader.exec_module(module)
     listed = runs.clean_leaks()
     pd.testing.assert_frame_equal(listed, module.clean_leaks())
-    assert listed["clean_split"].value_counts().to_dict() == {"test": 21, "val": 8}
+    assert listed["clean_split"].value_counts().to_dict() == {"repeat": 280, "test": 21, "val": 8}
     rows = runs.read_rows(SPLITS_DIRECTORY / "brain_tumor_mri.csv", None, "clean_split")
     assert set(rows.loc[rows["seen_in_training"] == "yes", "path"]) == set(listed["path"])
+    units = rows.set_index("path")["group"]
+    assert (units[listed["path"]].to_numpy() == units[listed["copy_of"]].to_numpy()).all()
     assert (
         rows.loc[rows["split"] == "test", "group"].nunique()
         < rows.loc[rows["split"] == "test", "slice_group"].nunique()
     )
+
+
+def test_what_the_official_test_saw_is_what_the_audit_finds():
+    root = Path(suite.__file__).resolve().parent.parent
+    audit = pd.read_csv(root / "evaluations" / "audit-brain-tumor-mri" / "groups.csv.gz", dtype=str).set_index("path")
+    rows = runs.read_rows(SPLITS_DIRECTORY / "brain_tumor_mri.csv", None, "official_split")
+    group = rows["path"].map(audit["group"])
+    test = rows["split"] == "test"
+    trained = group.isin(set(group[rows["clean_split"] == "train"]))
+    assert set(rows.loc[test & trained, "path"]) == set(rows.loc[test & (rows["seen_in_training"] == "yes"), "path"])
+    assert rows.loc[test, "seen_in_training"].value_counts().to_dict() == {"yes": 818, "no": 493}
+
+
+@pytest.fixture
+def data(tmp_path, rows):
+    """A data folder: clean split (one tumour with an outline), lgg with two sequences, photographs."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / suite.KAGGLE).symlink_to(tmp_path)
+    (folder / "lgg").mkdir()
+    split = np.array(["train", "val", "test", "test"])[np.arange(48) // 4 % 4]
+    table = rows[["path", "label", "group"]].assign(clean_split=split, official_split=split, mask="")
+    first = table.index[(table["clean_split"] == "test") & (table["label"] == "glioma")][0]
+    area = np.zeros((120, 120), np.uint8)
+    area[40:50, 40:50] = 255
+    Image.fromarray(area).save(tmp_path / "area.png")
+    table.loc[first, "mask"] = "area.png"
+    table.to_csv(tmp_path / suite.MANIFEST, index=False)
+    lgg = rows[rows["label"].isin(["glioma", "notumor"])].assign(split=split[rows["label"].isin(["glioma", "notumor"])])
+    lgg["path"], lgg["sequence"] = "../../" + lgg["path"], ["flair", "post"] * 12
+    lgg[["path", "label", "group", "split", "sequence"]].to_csv(folder / "lgg" / suite.MANIFEST, index=False)
+    (folder / suite.STRANGE / "photo").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64), np.uint8)
+    for i, picture in enumerate(noise):
+        Image.fromarray(picture).save(folder / suite.STRANGE / "photo" / f"{i}.png")
+    return folder
+
+
+def test_what_runs_take_from_each_other_comes_when_the_other_does(classifier, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_synthetic", dict)
+    gated = Classifier(classifier.card, classifier.engine, DecisionRule(gate=Lenient()))
+    output = tmp_path / "runs"
+
+    def call(*parts):
+        return {run.id.removeprefix("toy-"): run for run in suite.run_suite(gated, data, output, only=parts)}
+
+    strange = call("out-of-distribution")["out-of-distribution"]
+    assert strange.metrics["trade_off"] is None
+    assert "no class" in strange.metrics["undefined"]["baseline"]
+    panel = call("clean-test", "shortcuts")["clean-test"].metrics["shortcuts"]
+    assert panel["lgg_by_sequence"] is None
+    assert panel["counterfactuals"]["n_masked"] == 1
+    assert set(runs.open_run(strange.directory).metrics["trade_off"]["kind"]) == {"photo"}
+    call("lgg-test")
+    seen, clean = gated.engine.seen, output / "toy-clean-test" / runs.METRICS_FILE
+    filled = json.loads(clean.read_text())["shortcuts"]
+    assert set(filled["lgg_by_sequence"]) == {"flair", "post"}
+    assert filled["counterfactuals"] == panel["counterfactuals"]
+    before = clean.stat().st_mtime_ns
+    assert call("shortcuts")["clean-test"].metrics["shortcuts"] == filled
+    assert gated.engine.seen == seen
+    assert clean.stat().st_mtime_ns == before
+    other = Classifier(classifier.card, classifier.engine, DecisionRule(gate=Lenient(), tumour_threshold=0.3))
+    assert suite._open(gated, output, "lgg-test") is not None
+    assert suite._open(other, output, "lgg-test") is None  # fitted again: figures of the old rule are not its own
+
+
+def test_slices_of_one_head_are_one_unit_and_all_must_open(classifier, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_synthetic", dict)
+    head = {f"{i}": read_slice(tmp_path / f"{i}.png") for i in range(4)}
+    with monkeypatch.context() as patch:
+        patch.setattr(suite, "_head_slices", lambda data: head)
+        run = suite._strange_run(classifier, data, tmp_path / "runs", None)
+    assert run.metrics["n"] == 7
+    assert run.metrics["n_groups"] == 4
+    (data / "dicom" / "head_t1").mkdir(parents=True)
+    (data / "dicom" / "head_t1" / "broken.dcm").write_bytes(b"x" * 200)
+    with pytest.raises(DataError, match=r"broken\.dcm"):
+        suite._strange_run(classifier, data, tmp_path / "runs", None)
+
+
+def test_counterfactuals_go_on_and_paint_elsewhere_in_every_way(classifier, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(shortcuts, "BATCH", 8)
+    area = np.zeros((120, 120), np.uint8)
+    area[52:60, 52:60] = 255
+    Image.fromarray(area).save(tmp_path / "area.png")
+    masked = rows[rows["label"] != "notumor"].head(20).assign(mask="area.png")
+    kept = suite._Kept(tmp_path / "kept.json", "key")
+    whole = shortcuts.counterfactuals(classifier, masked, tmp_path, kept=kept)
+    assert whole["n"] == whole["n_elsewhere"] == 20
+    for method in ("diffusion", "mirror", "patch"):
+        assert whole[method]["elsewhere_changed"] == 0
+        assert whole[method]["elsewhere_interval"] == [0.0, pytest.approx(1 - 0.025 ** (1 / 20), abs=1e-6)]
+    assert whole["elsewhere_changed"] == whole["diffusion"]["elsewhere_changed"]
+    seen = classifier.engine.seen
+    assert seen == 20 * 7
+    del kept.known["counterfactuals from 8"]
+    assert shortcuts.counterfactuals(classifier, masked, tmp_path, kept=kept) == whole
+    assert classifier.engine.seen == seen + 8 * 7
+
+
+def test_a_rule_fitted_again_is_another_rule(tmp_path):
+    rng = np.random.default_rng(0)
+    gate = fit_gate(rng.random((40, 12)), rng.random((40, 12)) + 1, rng.random((20, 12)))
+    rule = DecisionRule(1.3, (0.8, 0.9), gate, "0" * 64, 0.4)
+    rule.save(tmp_path / "a.npz")
+    assert runs.rule_sha256(DecisionRule.load(tmp_path / "a.npz")) == runs.rule_sha256(rule)
+    others = [replace(rule, tumour_threshold=0.5), replace(rule, gate=replace(gate, output=gate.output * 2)),
+              replace(rule, gate=None)]  # fmt: skip
+    assert len({runs.rule_sha256(r) for r in [rule, *others]}) == 4
+
+
+def test_why_there_is_no_nearest_neighbour(rows):
+    training = rows.assign(label=["glioma", "notumor"] * 24)
+    assert runs.why_no_baseline(training, rows) is None
+    assert "one of the four" in runs.why_no_baseline(training, rows.assign(label="tumour"))
+    assert "of one class" in runs.why_no_baseline(rows.assign(label="notumor"), rows)
+    assert "none of the 48" in runs.why_no_baseline(rows.assign(file="nowhere.png"), rows)
+    Path(rows["file"][3]).unlink()
+    with pytest.raises(DataError, match=r"1 of 48 training images are missing \(first: 3\.png\)"):
+        runs.why_no_baseline(training, rows)
+
+
+def test_damaged_runs_are_named(classifier, data, tmp_path):
+    output = tmp_path / "runs"
+    suite.run_suite(classifier, data, output, only=["clean-test", "lgg-test", "official-test"])
+    for name in ("audit", "stopped/partial", "torn"):
+        (output / name).mkdir(parents=True)
+    (output / "audit" / "audit.json").write_text("{}")
+    (output / "torn" / "metrics.json").write_text("{")
+    (output / "toy-lgg-test" / "predictions.parquet").write_bytes(b"PAR1")
+    (output / "toy-official-test" / "predictions.parquet").unlink()
+    assert [run.id for run in runs.list_runs(output) if run.id == "torn"] == []
+    stopped, torn, lgg, official = sorted(runs.damaged_runs(output), key=lambda line: line.replace("toy", "z"))
+    assert "stopped: not finished" in stopped
+    assert "torn/metrics.json: damaged" in torn
+    assert "toy-lgg-test/predictions.parquet: damaged" in lgg
+    assert "toy-official-test: predictions.parquet is missing" in official
+
+
+def test_the_suite_prints_what_a_single_run_prints(classifier, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_synthetic", dict)
+    gated = Classifier(classifier.card, classifier.engine, DecisionRule(1.0, (0.9, 0.95), Lenient()))
+    monkeypatch.setattr("brainmri.inference.load_classifier", lambda *_, **__: gated)
+    parts = [word for part in ("clean-test", "out-of-distribution") for word in ("--only", part)]
+    answer = CliRunner().invoke(app, ["evaluate", "--suite", str(data), "--output", str(tmp_path / "runs"), *parts])
+    assert answer.exit_code == 0, answer.output
+    for words in ("accuracy of what was accepted 1.000", "accuracy of what was decided", "95% sets: coverage",
+                  "nearest training thumbnail", "undefined: baseline (pictures that are no brain MRI"):  # fmt: skip
+        assert words in answer.output

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,13 @@ def _recipe(manifest: Path, **changes) -> training.Recipe:
 
 def test_shipped_recipes_are_valid():
     for path in training.RECIPES_DIRECTORY.glob("*.yaml"):
-        assert training.load_recipe(path.stem).name == path.stem
+        recipe = training.load_recipe(path.stem)
+        assert recipe.name == path.stem
+        for other in (recipe.continues, recipe.teacher):
+            assert other is None or training.load_recipe(other)
+        for source in recipe.sources:
+            table = pd.read_csv(training.SPLITS_DIRECTORY / source.manifest, dtype=str)
+            assert "train" in set(table[source.split_column])
     classic = training.load_recipe("classic")
     assert (classic.optimizer, classic.stages[0].learning_rate, classic.frozen_blocks) == ("adam", 1e-4, (1, 2, 3, 4))
 
@@ -354,7 +361,7 @@ def test_a_view_is_the_same_for_teacher_and_student(collection):
     data = training.load_training_set(_recipe(collection), collection.parent, "train")
     recipe = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0)
     teacher, mirrored = _Teacher(64), []
-    batches = training._Batches(None, data, recipe, recipe.stages[0], [teacher])
+    batches = training._Batches(None, data, recipe, 0, [teacher])
     for epoch in range(6):
         x, y, _ = batches.of_epoch(epoch)[0]
         assert x.shape == (4, 32, 32, 3)
@@ -375,7 +382,7 @@ def test_each_of_two_teachers_answers_in_its_turn(collection):
     data = training.load_training_set(_recipe(collection), collection.parent, "train")
     recipe = _recipe(collection, teacher="first", teacher_weight=0.5)
     large, small = _Teacher(64, 0.1), _Teacher(32, 0.9)
-    batches = training._Batches(None, data, recipe, recipe.stages[0], [large, small])
+    batches = training._Batches(None, data, recipe, 0, [large, small])
     answers = {float(batches.of_epoch(epoch)[0][1][0, 4]) for epoch in range(8)}
     assert answers == {np.float32(0.1), np.float32(0.9)}
     assert {x.shape[1] for x in large.seen} == {64}
@@ -388,7 +395,7 @@ def test_of_a_mixture_only_the_teacher_says_what_it_is(collection):
     recipe = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0, stages=[stage])
     plain = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0, stages=[stage | {"mixed": 0}])
     data = training.load_training_set(recipe, collection.parent, "train")
-    batches, alone = (training._Batches(None, data, r, r.stages[0], [_Teacher(32)]) for r in (recipe, plain))
+    batches, alone = (training._Batches(None, data, r, 0, [_Teacher(32)]) for r in (recipe, plain))
     for epoch, mixed in ((0, 2), (1, 1), (2, 0)):
         x, y, counts = batches.of_epoch(epoch)[0]
         single, labels, _ = alone.of_epoch(epoch)[0]
@@ -396,6 +403,8 @@ def test_of_a_mixture_only_the_teacher_says_what_it_is(collection):
         np.testing.assert_array_equal(counts["mask"][:mixed], 0)
         np.testing.assert_array_equal(counts["contributions"][:mixed], 0)
         np.testing.assert_array_equal(x[mixed:], single[mixed:])
+        (seen,) = batches.teachers[0][1].python_function.func.seen[-1:]  # the mixture is what the teacher answers for
+        assert min(np.abs(seen - way).max() for way in (x, x[:, :, ::-1])) == 0
         np.testing.assert_array_equal(y["probabilities"][mixed:, :4], labels["probabilities"][mixed:, :4])
         for k in range(mixed):
             a, b = single[k].ravel(), single[k - 1].ravel()
@@ -409,7 +418,9 @@ def test_of_a_mixture_only_the_teacher_says_what_it_is(collection):
     [
         {"start_teaches": True},
         {"stages": [{"input_size": 32, "epochs": 1, "learning_rate": 1e-3, "mixed": 0.5}]},
-        {"teacher": "first", "start_teaches": True},
+        {"teacher": "first", "start_teaches": True, "continues": "before"},
+        {"teacher": "first", "teacher_weight": 0.5, "start_teaches": True},
+        {"start_share": 0.5},
     ],
 )
 def test_what_needs_a_teacher_names_one(collection, wrong):
@@ -436,9 +447,54 @@ def test_the_network_that_a_recipe_starts_from_may_teach(collection, tmp_path, m
     monkeypatch.setattr(training, "_Batches", lambda *a: kept.append(a[-1]) or batches(*a))
     whole = training.train(recipe, collection.parent, tmp_path / "whole", teacher_weights="none")
     assert [len(teachers) for teachers in kept] == [0, 0, 2]
-    started = kept[-1][1]
-    assert started.compute_dtype == "bfloat16"
+    started = training.train(before, collection.parent, tmp_path / "whole" / "before", resume=True)
+    for a, b in zip(kept[-1][1].get_weights(), started.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert kept[-1][1].get_layer("block5_conv3").compute_dtype == "bfloat16"
+    assert kept[-1][1].get_layer("logits").compute_dtype == "float32"
     assert np.abs(started.get_weights()[0] - whole.get_weights()[0]).max() > 1e-5
+
+    def stop(event):
+        if "loss" in event and event["epoch"] == 0:
+            raise InterruptedError
+
+    long = recipe.model_copy(
+        update={"stages": (recipe.stages[0].model_copy(update={"epochs": 2, "mixed": 0.5}),), "precision": "float32"}
+    )
+    given = {"start": started, "teacher": tmp_path / "whole" / "first"}
+    unbroken = training.train(long, collection.parent, tmp_path / "unbroken", **given)
+    with pytest.raises(InterruptedError):
+        training.train(long, collection.parent, tmp_path / "broken", report=stop, **given)
+    with pytest.raises(ConfigError, match="was begun with another start"):
+        training.train(long, collection.parent, tmp_path / "broken", resume=True, **(given | {"start": whole}))
+    resumed = training.train(long, collection.parent, tmp_path / "broken", resume=True, **given)
+    for a, b in zip(unbroken.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_later_stage_sees_other_views(collection):
+    stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3}
+    recipe = _recipe(collection, stages=[stage, stage])
+    data = training.load_training_set(recipe, collection.parent, "train")
+    first, second = (training._Batches(None, data, recipe, number).of_epoch(0)[0][0] for number in (0, 1))
+    assert np.abs(first - second).max() > 0.1
+
+
+def test_a_stage_whose_cells_the_teachers_views_do_not_fit_is_refused(collection):
+    stage = {"input_size": 96, "epochs": 1, "learning_rate": 1e-3}
+    recipe = _recipe(collection, teacher="first", teacher_weight=0.5, mask_weight=1.0, stages=[stage])
+    data = training.load_training_set(recipe, collection.parent, "train")
+    with pytest.raises(ConfigError, match="do not divide into the 6 cells"):
+        training._Batches(None, data, recipe, 0, [_Teacher(160)])
+
+
+def test_held_out_copies_of_training_slices_are_not_validated_on(collection, monkeypatch):
+    recipe = _recipe(collection)
+    everything = training.load_training_set(recipe, collection.parent, "val")
+    monkeypatch.setattr(training, "clean_leaks", lambda: pd.DataFrame({"path": ["20.png", "3.png"]}))
+    assert len(training.load_training_set(recipe, collection.parent, "val").images) == len(everything.images) - 1
+    assert len(training.load_training_set(recipe, collection.parent, "train").images) == 20
 
 
 def test_a_source_without_held_out_patients_is_left_out_of_val(collection, tmp_path):
@@ -597,3 +653,23 @@ def test_kill_9_in_an_epoch_loses_at_most_that_epoch(collection, tmp_path):
     # The state is written last: it may lag one epoch behind the history, never the other way.
     assert done - 1 <= state["epoch"] <= done
     assert state["epoch"] >= 2
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_a_card_names_all_that_its_run_builds_on(collection, tmp_path, monkeypatch):
+    stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3}
+    oldest, middle = _recipe(collection, name="oldest", stages=[stage]), {"continues": "oldest", "name": "middle"}
+    known = {"oldest": oldest, "middle": _recipe(collection, stages=[stage, stage], **middle)}
+    monkeypatch.setattr(training, "load_recipe", known.__getitem__)
+    recipe = _recipe(collection, continues="middle", teacher="oldest", teacher_weight=0.5, stages=[stage])
+    training.train(recipe, collection.parent, tmp_path / "run", teacher_weights="none")
+    steps = training.card_facts(recipe, tmp_path / "run", collection.parent)["recipe"]["lineage"]
+    assert [(s["recipe"], s["role"], s["epochs"]) for s in steps] == [
+        ("oldest", "continued", 1),
+        ("middle", "continued", 2),
+        ("oldest", "taught", 1),
+    ]
+    card = SimpleNamespace(recipe={"lineage": steps[:1], "epochs_run": 2, "minutes": 3.0}, weights_sha256="abc")
+    given = training.lineage(recipe, tmp_path / "run", start=card, teacher=tmp_path / "run" / "oldest")
+    assert [(s["recipe"], s["epochs"]) for s in given] == [("oldest", 1), ("middle", 2), ("oldest", 1)]
+    assert (given[1]["minutes"], given[1]["weights_sha256"]) == (3.0, "abc")

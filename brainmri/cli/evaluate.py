@@ -68,12 +68,13 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="model id; default from config.yaml")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino or keras; default from config.yaml")] = None,
     name: Annotated[str | None, typer.Option(help="what to call the data")] = None,
-    baseline: Annotated[bool, typer.Option(help="look up the nearest training thumbnail too")] = True,
+    baseline: Annotated[bool, typer.Option(help="look up the nearest training thumbnail too (a suite does)")] = True,
     only: Annotated[list[str] | None, typer.Option(help="parts of the suite to run; default: all")] = None,
 ) -> None:
-    """Evaluate a model on a split: metrics.json, predictions.csv, figures, and the report on the screen.
+    """Evaluate a model on a split, or on the whole release suite, and print the report.
 
-    Stopped half-way, the same command goes on where it stopped.
+    Each run's folder gets metrics.json and predictions.parquet; that of a single run predictions.csv and figures (PNG)
+    as well. Stopped half-way, the same command goes on.
     """
     from brainmri.evaluation import classification_report
 
@@ -81,10 +82,13 @@ def evaluate(
         from brainmri.suite import run_suite
 
         classifier, _ = _load(model, engine)
+        output = output or Path("evaluations")
         with stages() as progress:
-            runs = run_suite(classifier, suite, output or Path("evaluations"), only=only, progress=progress)
+            runs = run_suite(classifier, suite, output, only=only, progress=progress)
         for run in runs:
             typer.echo(f"\n{run.title}\n{classification_report(run.metrics)}")
+            _echo_rest(run.metrics)
+        typer.echo(f"\nwritten to {output}")
         return
     if manifest is None or output is None:
         raise DataError("evaluate needs --manifest CSV and --output DIR (or --suite DATA)")
@@ -111,11 +115,11 @@ def _echo_rest(metrics: dict) -> None:
         typer.echo(f"{float(level):.0%} sets: coverage {row['coverage']:.3f}, mean size {row['mean_set_size']:.2f}")
     if metrics["gate"]:
         gate = metrics["gate"]
-        decided = gate["accuracy_decided"]
-        typer.echo(
-            f"rejected {gate['rejected_share']:.1%}, decided {gate['decided_share']:.1%}"
-            + (f", accuracy of what was decided {decided:.3f}" if decided is not None else "")
-        )
+        line = f"rejected {gate['rejected_share']:.1%}, decided {gate['decided_share']:.1%}"
+        for what in ("accepted", "decided"):
+            if (accuracy := gate[f"accuracy_{what}"]) is not None:
+                line += f", accuracy of what was {what} {accuracy:.3f}"
+        typer.echo(line)
     if metrics.get("baseline"):
         typer.echo(f"nearest training thumbnail: accuracy {metrics['baseline']['accuracy']:.3f}")
     for key, reason in metrics["undefined"].items():

@@ -77,13 +77,13 @@ def register(app: typer.Typer) -> None:
                     note=f"loss {event['loss']:.3f}, val {event['val_accuracy']:.3f}, {minutes:.0f} min left",
                 )
 
-            before = load_network(read_card(start.stem, start.parent), start.parent) if start else None
+            before = read_card(start.stem, start.parent) if start else None
             network = training.train(
                 chosen,
                 settings.data.root,
                 run,
                 weights=weights,
-                start=before,
+                start=load_network(before, start.parent) if before and start else None,
                 teacher=teacher,
                 teacher_weights=teacher_weights,
                 resume=resume,
@@ -93,7 +93,7 @@ def register(app: typer.Typer) -> None:
         if chosen.architecture != "vgg16":
             typer.echo(f"{run}: pass it as --teacher to a recipe that names {chosen.name}")
             return
-        card = training.card_facts(chosen, run, settings.data.root) | {
+        card = training.card_facts(chosen, run, settings.data.root, before, teacher) | {
             "id": model_id or chosen.name,
             "intended_use": INTENDED_USE,
             "limits": LIMITS,
@@ -115,6 +115,9 @@ def register(app: typer.Typer) -> None:
             list[Path] | None,
             typer.Option(metavar="CARD", help="Only measure this model and put its row at the log's end; no training."),
         ] = None,
+        adds: Annotated[
+            str, typer.Option(help="With --measure: what the row says of a model not shipped.")
+        ] = "not shipped",
     ) -> None:
         """Train and measure the rows of recipes/search/table.yaml, then the configured model; resumable."""
         import pandas as pd
@@ -132,7 +135,9 @@ def register(app: typer.Typer) -> None:
         def row_of(card_id: str, directory: Path, adds: str, mirror: bool = False) -> dict:
             card = read_card(card_id, directory)
             made = {"name": f"{card.id}, mirrored" if mirror else card.id, "adds": adds, "seed": card.recipe["seed"]}
-            made |= {"epochs": card.recipe["epochs_run"], "minutes": card.recipe["minutes"]}
+            steps = card.recipe.get("lineage", [])  # what it builds on cost its epochs and minutes too
+            made |= {"epochs": card.recipe["epochs_run"] + sum(step["epochs"] for step in steps)}
+            made |= {"minutes": round(card.recipe["minutes"] + sum(step["minutes"] for step in steps), 1)}
             return made | searching.measure_network(load_network(card, directory), settings.data.root, mirror=mirror)
 
         shipped = Path(settings.model.directory) / f"{settings.model.id}.json"
@@ -145,7 +150,7 @@ def register(app: typer.Typer) -> None:
                 mirrored = "mean of the picture and its mirror image: twice the cost"
                 new = [row_of(path.stem, path.parent, "shipped"), row_of(path.stem, path.parent, mirrored, mirror=True)]
             else:
-                new = [row_of(path.stem, path.parent, "not shipped")]
+                new = [row_of(path.stem, path.parent, adds)]
             rows = [row for row in rows if row["name"] not in {n["name"] for n in new}] + new
         log.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(log, index=False)

@@ -380,8 +380,9 @@ def _conflicts(found: Audit) -> None:
 def _split(found: Audit) -> None:
     proposed = found.summary["proposed_split"]
     st.markdown(
-        "Whole groups only, stratified by class: no slice is on two sides. In validation and test one image of a "
-        "group counts; its further copies are `repeat` and belong nowhere."
+        "Whole groups only, stratified by class: no slice is on two sides, nor is a patient where the audit had a "
+        "`patient` column. In validation and test one image of a group counts; its further copies are `repeat` and "
+        "belong nowhere. Other slices of a patient are no copies, and count."
     )
     counts: dict[str, dict[str, Any]] = proposed["counts"]
     order = [s for s in ("train", "val", "test", "repeat") if s in counts]

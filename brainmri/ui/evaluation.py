@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from brainmri import displays
+from brainmri import displays, runs
 from brainmri.errors import DataError
-from brainmri.evaluation import compare, find_errors, operating_point, predictive_values
+from brainmri.evaluation import MIN_GROUPS, compare, find_errors, operating_point, predictive_values
 from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
 from brainmri.types import CLASS_TITLES
 from brainmri.ui import state
@@ -41,7 +41,9 @@ _MEASURES = {
 def show() -> None:
     """The whole page."""
     folder = state.settings().evaluation.directory
-    found = _list_runs(str(folder), _stamp(folder))
+    found, damaged = _list_runs(str(folder), _stamp(folder))
+    for message in damaged:
+        st.warning(plain(message), icon=":material/warning:")
     if not found:
         st.info(
             "There is no saved evaluation yet. Make the release suite's, or one of your own images:",
@@ -71,12 +73,14 @@ def show() -> None:
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int], ...]:
-    return tuple(sorted((p.parent.name, p.stat().st_mtime_ns) for p in folder.glob("*/metrics.json")))
+    files = [p for name in (runs.METRICS_FILE, runs.PREDICTIONS_FILE) for p in folder.glob(f"*/{name}")]
+    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in files))
 
 
 @st.cache_resource(show_spinner=False, max_entries=2)
-def _list_runs(folder: str, stamp: tuple[tuple[str, int], ...]) -> list[Run]:
-    return list_runs(folder)
+def _list_runs(folder: str, stamp: tuple[tuple[str, int], ...]) -> tuple[list[Run], list[str]]:
+    """Runs that open, and what is wrong with the others."""
+    return list_runs(folder), runs.damaged_runs(Path(folder))
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -116,6 +120,8 @@ def _choose(found: list[Run]) -> tuple[Run, list[Run]]:
 
 def _side_by_side(own: list[Run]) -> None:
     table = side_by_side(own)
+    mixed = [run.id for run in own if run.metrics.get("kinds")]
+    table.loc[table["run"].isin(mixed), "rejected_share"] = np.nan  # a mean over pictures to reject and to accept
     shown = pd.DataFrame({"Data and split": table["data"], "n": [f"{n:,.0f}" for n in table["n"]]})
     for name, title in _MEASURES.items():
         if name in table and table[name].notna().any():
@@ -150,8 +156,10 @@ def _headline(run: Run) -> None:
     st.subheader(run.title, anchor=False)
     binary, gate, spans = m["tumour_vs_none"], m.get("gate") or {}, m["intervals"]
     two_sided = binary["roc_auc"] is not None
+    baseline = m.get("baseline") or {}
     figures = [
         ("Accuracy", m["accuracy"], spans.get("accuracy")),
+        ("Nearest neighbour's accuracy", baseline.get("accuracy"), baseline.get("interval")),
         ("Macro AUC", m["roc_auc"]["macro"], spans.get("roc_auc_macro")),
         ("AUC, tumour or none", binary["roc_auc"], binary["intervals"].get("roc_auc")),
     ]
@@ -164,7 +172,10 @@ def _headline(run: Run) -> None:
         ("Accuracy of what was decided", gate.get("accuracy_decided"), gate.get("accuracy_decided_interval")),
         ("Decided", gate.get("decided_share"), gate.get("decided_interval")),
     ]
-    if not m["n_typed"]:
+    if m.get("kinds"):
+        figures = []
+        _kinds(run)
+    elif not m["n_typed"]:
         figures.insert(0, ("Rejected as no brain MRI", gate.get("rejected_share"), gate.get("rejected_interval")))
     with st.container(horizontal=True, gap="small"):
         for title, value, interval in figures:
@@ -173,6 +184,12 @@ def _headline(run: Run) -> None:
         if not m["n_typed"] and binary.get("tumour_groups"):
             groups = f"{binary['tumour_groups_found']:,} of {binary['tumour_groups']:,}"
             st.metric("Groups whose tumour is found", groups, border=True, width="content", help=_GROUPS)
+    if baseline and m["accuracy"] is not None and (spans.get("accuracy") or [m["accuracy"]])[0] <= baseline["accuracy"]:
+        st.warning(
+            f"The nearest neighbour, which learns nothing, reaches {baseline['accuracy']:.3f} here, and this model is "
+            "not clearly above it: what is shown here may be memory, not skill.",
+            icon=":material/warning:",
+        )
     if "intervals" in undefined:
         st.caption(f"No intervals: {_words(undefined['intervals'])}.")
     if undefined:
@@ -180,6 +197,30 @@ def _headline(run: Run) -> None:
         with st.expander(title, icon=":material/block:"):
             for name, reason in undefined.items():
                 st.markdown(f"- **{_words(name.replace('_', ' '))}**: undefined because {_words(reason)}")
+
+
+_TO_ACCEPT = ("head_t1", "synthetic")
+"""Kinds of pictures in the out-of-distribution run that the gate should let pass."""
+
+
+def _kinds(run: Run) -> None:
+    """How much of each kind of picture the gate rejects; a mean over all would mix what it should with what not."""
+    rows = run.metrics.get("subgroups") or []
+    spans = {row["value"]: row.get("rejected_interval") for row in rows if row["column"] == "kind"}
+    for accept, wanted in (
+        (False, "**Should be rejected**: pictures that are no brain MRI. Rejected share, 1 is best:"),
+        (True, "**Should be accepted**: brain MRI and samples drawn like it. Rejected share, 0 is best:"),
+    ):
+        kinds = {k: row for k, row in run.metrics["kinds"].items() if (k in _TO_ACCEPT) == accept}
+        if not kinds:
+            continue
+        st.markdown(wanted)
+        with st.container(horizontal=True, gap="small"):
+            for kind, row in kinds.items():
+                title = displays.value_title("kind", kind)
+                _metric(f"{title[:1].upper()}{title[1:]}, n = {row['n']:,}", row["rejected_share"], spans.get(kind))
+    if not all(spans.get(kind) for kind in run.metrics["kinds"]):
+        st.caption(f"No interval where fewer than {MIN_GROUPS} groups carry a share; slices of one head are one group.")
 
 
 _GROUPS = "A group (copies of a slice, slices of a patient) counts when most of its images are called tumour."
@@ -415,7 +456,8 @@ def _gate(run: Run, found: list[Run]) -> None:
         with st.container(horizontal=True, gap="small"):
             for name, title in (("class", "A class"), ("undecided", "Undecided"), ("rejected", "Not a brain MRI")):
                 st.metric(title, f"{gate['counts'][name]:,}", border=True, width="content")
-            _metric("Rejected share", gate["rejected_share"], gate["rejected_interval"])
+            if not run.metrics.get("kinds"):  # these stand apart, above
+                _metric("Rejected share", gate["rejected_share"], gate["rejected_interval"])
             reason = run.metrics["undefined"].get("accuracy")
             _metric(
                 "Accuracy of what was accepted",
@@ -442,27 +484,46 @@ def _gate(run: Run, found: list[Run]) -> None:
     st.markdown(f"**What every threshold of the gate would cost and bring** · {plain(holder.title)}")
     left, right = st.columns([3, 2], gap="large")
     with left:
-        _chart(displays.chart_trade_off(holder.metrics))
+        near = f"Up to {displays.TRADE_OFF_NEAR:.0%} wrongly rejected"
+        shown = st.segmented_control(
+            "Part of the curve",
+            [near, "The whole curve"],
+            default=near,
+            key="evaluation.trade_off",
+            label_visibility="collapsed",
+        )
+        _chart(displays.chart_trade_off(holder.metrics, 1.0 if shown == "The whole curve" else displays.TRADE_OFF_NEAR))
         st.caption("The dashed line is the threshold in use, fixed on clean validation images.")
+        if max(holder.metrics["trade_off"]["wrongly_rejected"]) < 1:
+            st.caption("This run holds only a part of the curve: evaluate again for the whole one.")
     with right:
         rows = [
             {
                 "Kind": displays.value_title("kind", kind),
                 "n": f"{row['n']:,}",
                 "Rejected": f"{row['rejected_share']:.1%}",
+                "Colour ignored": _percent(row.get("rejected_share_colour_ignored")),
             }
             for kind, row in holder.metrics.get("kinds", {}).items()
         ]
-        if "clean_test_rejected" in holder.metrics:
+        if holder.metrics.get("clean_test_rejected") is not None:
             rows.append(
                 {
                     "Kind": "clean test (brain MRI)",
                     "n": "–",
                     "Rejected": f"{holder.metrics['clean_test_rejected']:.1%}",
+                    "Colour ignored": "–",
                 }
             )
         st.dataframe(pd.DataFrame(rows), hide_index=True)
-        st.caption("The slices of a healthy head are from another scanner; they and the synthetic samples should pass.")
+        st.caption(
+            "“Colour ignored”: by the learned gate alone, as if each file were grey. The slices of a healthy head are "
+            "from another scanner; they and the synthetic samples should pass."
+        )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
 
 
 def _other(run: Run, found: list[Run], key: str) -> Run | None:
@@ -594,7 +655,7 @@ def _subgroups(run: Run, found: list[Run]) -> None:
                 "Tumours found": _with_interval(row["sensitivity"], None),
                 "No tumour recognised": _with_interval(row["specificity"], None),
                 "AUC, tumour or none": _with_interval(row["tumour_roc_auc"], row["tumour_roc_auc_interval"]),
-                "Rejected": f"{row['rejected_share']:.1%}" if row.get("rejected_share") is not None else "–",
+                "Rejected": _with_interval(row.get("rejected_share"), row.get("rejected_interval")),
             }
             for row in part
         ]
@@ -843,6 +904,8 @@ def _compare(run: Run, found: list[Run]) -> None:
         st.metric("Only first right", f"{result['only_first_right']:,}", border=True, width="content")
         st.metric("Only second right", f"{result['only_second_right']:,}", border=True, width="content")
         st.metric("McNemar's p", f"{result['mcnemar_p']:.3g}", border=True, width="content")
+    if reason := result["undefined"].get("interval"):
+        st.caption(f"No interval of the difference: {_words(reason)}.")
     changed = result["changed"]
     st.markdown(f"**Called differently: {displays.counted(len(changed), 'image')}**")
     if changed.empty:
