@@ -787,14 +787,18 @@ def _counterfactuals(panel: dict[str, Any]) -> list[dict[str, str]]:
                     "near 1",
                 )
             )
-    rows.append(
-        _row(
-            "An equal area elsewhere painted over: answer changes",
-            _with_interval(found["elsewhere_changed"], found.get("elsewhere_interval")),
-            found["n_elsewhere"],
-            "near 0",
+    painted = {
+        f" ({_METHODS.get(k, k)})": v for k, v in found.items() if isinstance(v, dict) and "elsewhere_changed" in v
+    }
+    for how, row in (painted or {"": found}).items():  # runs of earlier versions painted elsewhere in one way
+        rows.append(
+            _row(
+                f"An equal area elsewhere painted over{how}: answer changes",
+                _with_interval(row["elsewhere_changed"], row.get("elsewhere_interval")),
+                found["n_elsewhere"],
+                "near 0",
+            )
         )
-    )
     return rows
 
 
