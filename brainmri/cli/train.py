@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +47,12 @@ def register(app: typer.Typer) -> None:
         seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     ) -> None:
         """Train a recipe: checkpoints, history.csv, curves.png and the model in the run folder."""
+
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        # TensorFlow's default is as many as cores. Two, with a teacher answering beside the training step, once came to
+        # wait for each other for ever.
+        os.environ.setdefault("TF_NUM_INTEROP_THREADS", "8")
         from brainmri import training
         from brainmri.config import load_settings
         from brainmri.errors import ConfigError
