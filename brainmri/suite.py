@@ -436,7 +436,8 @@ def _renew_copies(classifier: Classifier, output: Path) -> dict[str, Run]:
         panel = clean.metrics["shortcuts"] | _copied(classifier, output, clean)
         renewed["clean-test"] = _rewritten(clean, {"shortcuts": panel})
     if strange is not None:
-        renewed["out-of-distribution"] = _rewritten(strange, _trade_off(classifier, clean, strange))
+        parts = _trade_off(classifier, clean, strange) | {"head_t1": _healthy_head(strange.predictions())}
+        renewed["out-of-distribution"] = _rewritten(strange, parts)
     return renewed
 
 
@@ -456,8 +457,29 @@ def _copied(classifier: Classifier, output: Path, clean: Run) -> dict[str, Any]:
         binary = br35h.metrics["tumour_vs_none"]
         found["br35h_groups"] = {"found": binary["tumour_groups_found"], "groups": binary["tumour_groups"]}
     if strange := known["out-of-distribution"]:
-        found["head_t1"] = strange.metrics.get("head_t1")
+        found["head_t1"] = _healthy_head(strange.predictions())
     return found
+
+
+def _healthy_head(predictions: pd.DataFrame) -> dict[str, Any] | None:
+    """How the slices of the healthy head are answered, those apart that show brain (listed by eye: many show neck)."""
+    head = predictions[predictions["kind"] == "head_t1"]
+    if head.empty:
+        return None
+    listed = pd.read_csv(SPLITS_DIRECTORY / "head_t1.csv", dtype=str)
+    brain = head["path"].astype(str).str.split("/").str[-1].isin(listed.loc[listed["shows_brain"] == "yes", "slice"])
+    none = head["predicted"].astype(str) == NO_TUMOR
+    answered, accepted = none & (head["decision"] == "class"), head["decision"] != "rejected"
+    return {
+        "n": len(head),
+        "accepted": int(accepted.sum()),
+        "called_none": int(none.sum()),
+        "answered_none": int(answered.sum()),
+        "n_brain": int(brain.sum()),
+        "brain_accepted": int((brain & accepted).sum()),
+        "brain_called_none": int((brain & none).sum()),
+        "brain_answered_none": int((brain & answered).sum()),
+    }
 
 
 def _trade_off(classifier: Classifier, clean: Run | None, strange: Run) -> dict[str, Any]:
@@ -538,18 +560,6 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
         "baseline": None,
         "undefined": {"baseline": "pictures that are no brain MRI have no class that a neighbour could have"},
     }
-    head = predictions[predictions["kind"] == "head_t1"]
-    if len(head):
-        extra["head_t1"] = {
-            "n": len(head),
-            "accepted": int((head["decision"] != "rejected").sum()),
-            "called_none": int((head["predicted"] == NO_TUMOR).sum()),
-            "answered_none": int(((head["predicted"] == NO_TUMOR) & (head["decision"] == "class")).sum()),
-            "slices": {
-                str(p).split("/")[-1]: {"decision": str(d), "predicted": str(c)}
-                for p, d, c in zip(head["path"], head["decision"], head["predicted"], strict=True)
-            },
-        }
     source = {"name": STRANGE, "manifest": None, "manifest_sha256": None, "split_column": None, "split": "all"}
     return runs.save_run(folder, classifier, predictions, source, extra)
 

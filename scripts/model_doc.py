@@ -93,6 +93,7 @@ BARS = {
     "within plane (tumours and none of different sources): AUC": 0.97,
     "tumour painted away: none or undecided": 0.70,
     "painted elsewhere: answer changes (at most)": 0.10,
+    "healthy head, slices that show brain: likeliest class no tumour": 0.50,
     "Grad-CAM's peak in the outline, right answers": 0.85,
     "ECE (at most)": 0.03,
     "90 % sets: coverage": 0.86,
@@ -116,6 +117,9 @@ def bars_table(clean: dict[str, Any], strange: dict[str, Any]) -> str:
         "accuracy": [(clean["accuracy"], spans["accuracy"])],
         "macro F1": [(clean["macro_f1"], spans["macro_f1"])],
         "recall of each class": [(row["recall"], spans[f"recall_{c}"]) for c, row in clean["per_class"].items()],
+        "healthy head, slices that show brain: likeliest class no tumour": [
+            (panel["head_t1"]["brain_called_none"] / panel["head_t1"]["n_brain"], None)
+        ],
         "br35h: groups found": [(panel["br35h_groups"]["found"] / panel["br35h_groups"]["groups"], None)],
         "within plane (tumours and none of different sources): AUC": [
             (row["roc_auc"], row["interval"]) for row in panel["within_plane"].values()
@@ -183,8 +187,13 @@ def shortcut_table(clean: dict[str, Any]) -> str:
     if found := panel.get("br35h_groups"):
         lines.append(f"| br35h test: groups found | {found['groups']} | {found['found']} |")
     if head := panel.get("head_t1"):
-        lines.append(f"| head_t1: slices whose likeliest class is no tumour | {head['n']} | {head['called_none']} |")
-        lines.append(f"| head_t1: slices answered with no tumour | {head['n']} | {head['answered_none']} |")
+        n = head["n_brain"]
+        lines.append(
+            f"| head_t1, slices that show brain: likeliest class no tumour | {n} | {head['brain_called_none']} |"
+        )
+        lines.append(
+            f"| head_t1, slices that show brain: answered with no tumour | {n} | {head['brain_answered_none']} |"
+        )
     painted = panel.get("counterfactuals") or {}
     for name, row in painted.items():
         if isinstance(row, dict) and "changed" in row:

@@ -276,7 +276,7 @@ def test_gate_and_shortcuts_come_from_the_runs_that_hold_them(open_page, save):
         "lgg_by_sequence": {"flair": {"roc_auc": 0.91, "interval": [0.8, 0.95], "n": 300}},
         "within_plane": {"ax": {"roc_auc": 0.8, "interval": None, "n_tumour": 5, "n_none": 6}},
         "br35h_groups": {"found": 9, "groups": 10},
-        "head_t1": {"n": 24, "accepted": 24, "called_none": 20},
+        "head_t1": {"n": 24, "n_brain": 13, "brain_called_none": 8, "brain_answered_none": 2},
         "counterfactuals": {
             "n": 50,
             "n_elsewhere": 44,

@@ -359,3 +359,21 @@ def test_the_suite_prints_what_a_single_run_prints(classifier, data, tmp_path, m
     for words in ("accuracy of what was accepted 1.000", "accuracy of what was decided", "95% sets: coverage",
                   "nearest training thumbnail", "undefined: baseline (pictures that are no brain MRI"):  # fmt: skip
         assert words in answer.output
+
+
+def test_of_the_healthy_head_slices_with_brain_are_counted_apart():
+    slices = ["N2D_0009.dcm", "N2D_0153.dcm", "N2D_0201.dcm", "N2D_0217.dcm", "N2D_0377.dcm"]
+    predictions = pd.DataFrame(
+        {
+            "kind": ["head_t1"] * 5 + ["photo"],
+            "path": [f"dicom/head_t1/{name}" for name in slices] + ["N2D_0201.dcm"],
+            "predicted": ["notumor", "glioma", "notumor", "notumor", "notumor", "notumor"],
+            "decision": ["undecided", "class", "class", "undecided", "rejected", "class"],
+        }
+    )
+    found = suite._healthy_head(predictions)
+    assert found == {
+        "n": 5, "accepted": 4, "called_none": 4, "answered_none": 1,
+        "n_brain": 3, "brain_accepted": 3, "brain_called_none": 2, "brain_answered_none": 1,
+    }  # fmt: skip
+    assert suite._healthy_head(predictions[predictions["kind"] == "photo"]) is None

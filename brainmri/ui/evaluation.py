@@ -756,9 +756,11 @@ def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[di
     if head := panel.get("head_t1"):
         rows.append(
             _row(
-                "Slices of a healthy head from another scanner: likeliest class “no tumour” (answered so)",
-                f"{head['called_none']} ({head.get('answered_none', '–')}) of {head['n']}",
-                head["n"],
+                "Another scanner’s healthy head, slices with brain: likeliest class “no tumour” (answered so)",
+                f"{head['brain_called_none']} ({head['brain_answered_none']}) of {head['n_brain']}"
+                if "n_brain" in head
+                else f"{head['called_none']} of {head['n']}, neck included",
+                head.get("n_brain", head["n"]),
                 "all",
             )
         )
