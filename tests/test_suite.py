@@ -362,11 +362,11 @@ def test_the_suite_prints_what_a_single_run_prints(classifier, data, tmp_path, m
 
 
 def test_of_the_healthy_head_slices_with_brain_are_counted_apart():
-    slices = ["N2D_0009.dcm", "N2D_0153.dcm", "N2D_0201.dcm", "N2D_0217.dcm", "N2D_0377.dcm"]
+    slices = ["N2D_0009", "N2D_0153", "N2D_0201", "N2D_0217", "N2D_0377"]
     predictions = pd.DataFrame(
         {
             "kind": ["head_t1"] * 5 + ["photo"],
-            "path": [f"dicom/head_t1/{name}" for name in slices] + ["N2D_0201.dcm"],
+            "path": [f"head_t1/{name}" for name in slices] + ["N2D_0201"],
             "predicted": ["notumor", "glioma", "notumor", "notumor", "notumor", "notumor"],
             "decision": ["undecided", "class", "class", "undecided", "rejected", "class"],
         }
