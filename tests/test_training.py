@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from brainmri import augment, training
+from brainmri import augment, teacher, training
 from brainmri.errors import ConfigError, DataError
 from brainmri.types import CLASS_NAMES
 
@@ -310,6 +310,8 @@ def test_a_recipe_may_learn_from_a_teacher(collection, tmp_path, monkeypatch):
     stage = {"input_size": 64, "epochs": 1, "learning_rate": 1e-3}
     first = _recipe(collection, name="first", architecture="efficientnet-lite2", mask_weight=1.0, stages=[stage])
     monkeypatch.setattr(training, "load_recipe", {"first": first}.__getitem__)
+    monkeypatch.setattr(teacher, "STAGES", tuple((1, *shape) for _, *shape in teacher.STAGES))
+    monkeypatch.setattr(teacher, "DEPTH", 1.0)
     recipe = _recipe(collection, teacher="first", teacher_weight=1.0, mask_weight=1.0)
     alone = training.train(recipe.model_copy(update={"teacher": None}), collection.parent, tmp_path / "alone")
     with pytest.raises(ConfigError, match="no trained first there"):
@@ -431,7 +433,7 @@ def test_what_needs_a_teacher_names_one(collection, wrong):
 @pytest.mark.usefixtures("tiny_blocks")
 def test_the_network_that_a_recipe_starts_from_may_teach(collection, tmp_path, monkeypatch):
     stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3}
-    first = _recipe(collection, name="first", architecture="efficientnet-lite2", stages=[stage])
+    first = _recipe(collection, name="first", stages=[stage])
     before = _recipe(collection, name="before", stages=[stage])
     monkeypatch.setattr(training, "load_recipe", {"first": first, "before": before}.__getitem__)
     recipe = _recipe(
