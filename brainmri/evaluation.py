@@ -392,10 +392,10 @@ def _classification(table, labels, probabilities, typed, bootstrap, undefined, i
         entry: dict[str, Any] = {"support": int(support[i])}
         found["per_class"][class_name] = entry
         called = typed & (y_pred == i)
-        for name, value in (
-            ("precision", _ratio(confusion[i, i], called.sum())),
-            ("recall", _ratio(confusion[i, i], support[i])),
-            ("f1", _ratio(2 * confusion[i, i], support[i] + called.sum())),
+        for name, value, counted in (
+            ("precision", _ratio(confusion[i, i], called.sum()), called),
+            ("recall", _ratio(confusion[i, i], support[i]), of_class[i]),
+            ("f1", _ratio(2 * confusion[i, i], support[i] + called.sum()), of_class[i]),
         ):
             entry[name], reason = None, None
             if support[i] == 0:
@@ -409,9 +409,7 @@ def _classification(table, labels, probabilities, typed, bootstrap, undefined, i
                 continue
             entry[name] = _number(value)
             intervals[f"{name}_{class_name}"] = (
-                bootstrap.interval(f1_samples[:, i], of_class[i])
-                if name == "f1"
-                else bootstrap.mean(right, called if name == "precision" else of_class[i])
+                bootstrap.interval(f1_samples[:, i], counted) if name == "f1" else bootstrap.mean(right, counted)
             )
     if absent:
         missing = ", ".join(CLASS_TITLES[c].lower() for c in absent)
@@ -738,6 +736,10 @@ def find_errors(table: pd.DataFrame) -> pd.DataFrame:
     )
     more = [c for c in ("decision", "set_95", "ood_score", "group", "plane", "source", "sequence") if c in table]
     return found.assign(**{c: table[c].to_numpy()[rows] for c in more})
+
+
+KINDS_TO_ACCEPT = ("head_t1", "synthetic")
+"""Kinds of pictures in an out-of-distribution run that the gate should let pass."""
 
 
 def trade_off(known: np.ndarray, strange: dict[str, np.ndarray]) -> pd.DataFrame:

@@ -260,12 +260,10 @@ def why_no_baseline(training: pd.DataFrame, rows: pd.DataFrame) -> str | None:
     known = training[training["label"].isin(CLASS_NAMES)]
     if not rows["label"].isin(CLASS_NAMES).any():
         return "no image here has one of the four classes"
+    if known.empty:
+        return "there are no training images with one of the four classes"
     if known["label"].nunique() < 2:
-        return (
-            "the training images are of one class, which every neighbour would have"
-            if len(known)
-            else ("there are no training images with one of the four classes")
-        )
+        return "the training images are of one class, which every neighbour would have"
     missing = [p for p, f in zip(known["path"], known["file"], strict=True) if not Path(f).is_file()]
     if len(missing) == len(known):
         return f"none of the {len(known):,} training images is there"

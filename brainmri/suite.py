@@ -25,7 +25,7 @@ from brainmri.decision import (
     softmax,
 )
 from brainmri.errors import BrainMRIError, DataError
-from brainmri.evaluation import choose_threshold, trade_off
+from brainmri.evaluation import KINDS_TO_ACCEPT, choose_threshold, trade_off
 from brainmri.gate import Gate, describe, fit_gate
 from brainmri.imaging import COLOUR_LIMIT, NETWORK_SIZE, preprocess
 from brainmri.outliers import draw_outliers
@@ -430,21 +430,23 @@ def _shortcuts(classifier, data, rows, kept, progress) -> dict[str, Any]:
 
 def _renew_copies(classifier: Classifier, output: Path) -> dict[str, Run]:
     """Write anew what one run takes from others, which may have come, gone or changed since."""
-    clean, strange = (_open(classifier, output, part) for part in ("clean-test", "out-of-distribution"))
+    known = {part: _open(classifier, output, part) for part in (*SETS, "out-of-distribution")}
+    clean, strange = known["clean-test"], known["out-of-distribution"]
+    predictions = strange.predictions() if strange else None
+    head = None if predictions is None else _healthy_head(predictions)
     renewed = {}
     if clean is not None and "shortcuts" in clean.metrics:
-        panel = clean.metrics["shortcuts"] | _copied(classifier, output, clean)
+        panel = clean.metrics["shortcuts"] | _copied(clean, known) | {"head_t1": head}
         renewed["clean-test"] = _rewritten(clean, {"shortcuts": panel})
-    if strange is not None:
-        parts = _trade_off(classifier, clean, strange) | {"head_t1": _healthy_head(strange.predictions())}
+    if strange is not None and predictions is not None:
+        parts = _trade_off(classifier, clean, predictions) | {"head_t1": head}
         renewed["out-of-distribution"] = _rewritten(strange, parts)
     return renewed
 
 
-def _copied(classifier: Classifier, output: Path, clean: Run) -> dict[str, Any]:
-    """The shortcut panel's figures of other runs: each is None where its run is missing."""
-    known = {part: _open(classifier, output, part) for part in (*SETS, "out-of-distribution")}
-    found: dict[str, Any] = dict.fromkeys(("lgg_by_sequence", "within_plane", "br35h_groups", "head_t1"))
+def _copied(clean: Run, known: dict[str, Run | None]) -> dict[str, Any]:
+    """The shortcut panel's figures of other collections: each is None where its run is missing."""
+    found: dict[str, Any] = dict.fromkeys(("lgg_by_sequence", "within_plane", "br35h_groups"))
     if lgg := known["lgg-test"]:
         found["lgg_by_sequence"] = {
             row["value"]: {"roc_auc": row["tumour_roc_auc"], "interval": row["tumour_roc_auc_interval"], "n": row["n"]}
@@ -456,8 +458,6 @@ def _copied(classifier: Classifier, output: Path, clean: Run) -> dict[str, Any]:
     if br35h := known["br35h-tumour-test"]:
         binary = br35h.metrics["tumour_vs_none"]
         found["br35h_groups"] = {"found": binary["tumour_groups_found"], "groups": binary["tumour_groups"]}
-    if strange := known["out-of-distribution"]:
-        found["head_t1"] = _healthy_head(strange.predictions())
     return found
 
 
@@ -482,10 +482,9 @@ def _healthy_head(predictions: pd.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def _trade_off(classifier: Classifier, clean: Run | None, strange: Run) -> dict[str, Any]:
+def _trade_off(classifier: Classifier, clean: Run | None, strange: pd.DataFrame) -> dict[str, Any]:
     """The gate's trade-off between clean test's slices and foreign pictures; None without the clean-test run."""
-    foreign = strange.predictions()
-    foreign = foreign[~foreign["kind"].isin(["synthetic", "head_t1"])]
+    foreign = strange[~strange["kind"].isin(KINDS_TO_ACCEPT)]
     if clean is None or classifier.rule.gate is None or foreign.empty:
         return {"trade_off": None, "clean_test_rejected": None}
     brain = clean.predictions()["ood_score"].to_numpy(float)

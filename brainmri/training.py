@@ -1094,8 +1094,11 @@ def card_facts(
         "created": time.strftime("%Y-%m-%d", time.gmtime()),
         "architecture": f"VGG16 (13 convolutions) + Dense 128 + Dense {len(CLASS_NAMES)}, batch norm folded",
         "preprocessing": {"function": "brainmri.imaging.preprocess", "version": 1, "size": NETWORK_SIZE},
-        "recipe": recipe.model_dump(mode="json")
-        | {"epochs_run": own["epochs"], "minutes": own["minutes"]}
-        | {"lineage": lineage(recipe, run_directory, start, teacher)},
+        "recipe": {
+            **recipe.model_dump(mode="json"),
+            "epochs_run": own["epochs"],
+            "minutes": own["minutes"],
+            "lineage": lineage(recipe, run_directory, start, teacher),
+        },
         "data": sources,
     }

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from brainmri.data import SPLITS_DIRECTORY
+
 ROOT = Path(__file__).resolve().parent.parent
-SPLITS = ROOT / "data" / "splits"
 
 
 def clean_leaks() -> pd.DataFrame:
     """Columns ``path``, ``clean_split`` (never train), ``copy_of`` (a training image of the same slice)."""
     groups = pd.read_csv(ROOT / "evaluations" / "audit-brain-tumor-mri" / "groups.csv.gz", dtype=str)
-    split = pd.read_csv(SPLITS / "brain_tumor_mri.csv", dtype=str)[["path", "clean_split"]]
+    split = pd.read_csv(SPLITS_DIRECTORY / "brain_tumor_mri.csv", dtype=str)[["path", "clean_split"]]
     images = groups[["path", "group"]].merge(split, on="path", validate="one_to_one")
     trained = images[images["clean_split"] == "train"].drop_duplicates("group").set_index("group")["path"]
     held_out = images[(images["clean_split"] != "train") & images["group"].isin(trained.index)]
@@ -28,4 +29,4 @@ def clean_leaks() -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    clean_leaks().to_csv(SPLITS / "clean_leaks.csv", index=False)
+    clean_leaks().to_csv(SPLITS_DIRECTORY / "clean_leaks.csv", index=False)

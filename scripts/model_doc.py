@@ -111,8 +111,6 @@ def bars_table(clean: dict[str, Any], strange: dict[str, Any]) -> str:
     """Every bar beside what was measured on clean test (other data where the row names them)."""
     spans, binary, panel = clean["intervals"], clean["tumour_vs_none"], clean["shortcuts"]
     painted = [row for row in panel["counterfactuals"].values() if isinstance(row, dict) and "changed" in row]
-    # Older runs painted elsewhere by the first method alone.
-    elsewhere = [row for row in painted if "elsewhere_changed" in row] or [panel["counterfactuals"]]
     found: dict[str, list[tuple[float, list[float] | None]]] = {
         "accuracy": [(clean["accuracy"], spans["accuracy"])],
         "macro F1": [(clean["macro_f1"], spans["macro_f1"])],
@@ -126,7 +124,7 @@ def bars_table(clean: dict[str, Any], strange: dict[str, Any]) -> str:
         ],
         "tumour painted away: none or undecided": [(row["changed"], row["interval"]) for row in painted],
         "painted elsewhere: answer changes (at most)": [
-            (row["elsewhere_changed"], row["elsewhere_interval"]) for row in elsewhere
+            (row["elsewhere_changed"], row["elsewhere_interval"]) for row in painted
         ],
         "Grad-CAM's peak in the outline, right answers": [
             (panel["peak_in_mask"]["right"]["rate"], panel["peak_in_mask"]["right"]["interval"])
@@ -195,14 +193,13 @@ def shortcut_table(clean: dict[str, Any]) -> str:
             f"| head_t1, slices that show brain: answered with no tumour | {n} | {head['brain_answered_none']} |"
         )
     painted = panel.get("counterfactuals") or {}
-    for name, row in painted.items():
-        if isinstance(row, dict) and "changed" in row:
-            figure = interval(row["changed"], row["interval"])
-            lines.append(f"| painted away ({name}): none or undecided | {painted['n']} | {figure} |")
-    elsewhere = {f" ({k})": v for k, v in painted.items() if isinstance(v, dict) and "elsewhere_changed" in v}
-    for name, row in (elsewhere or ({"": painted} if "elsewhere_changed" in painted else {})).items():
+    methods = {name: row for name, row in painted.items() if isinstance(row, dict) and "changed" in row}
+    for name, row in methods.items():
+        figure = interval(row["changed"], row["interval"])
+        lines.append(f"| painted away ({name}): none or undecided | {painted['n']} | {figure} |")
+    for name, row in methods.items():
         figure = interval(row["elsewhere_changed"], row["elsewhere_interval"])
-        lines.append(f"| painted elsewhere{name}: answer changes | {painted['n_elsewhere']} | {figure} |")
+        lines.append(f"| painted elsewhere ({name}): answer changes | {painted['n_elsewhere']} | {figure} |")
     if peaks := (panel.get("peak_in_mask") or {}).get("right"):
         figure = interval(peaks["rate"], peaks["interval"])
         lines.append(f"| Grad-CAM's peak in the outline, answers that are right | {peaks['n']} | {figure} |")

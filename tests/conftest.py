@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import pytest
 
 PASSWORD = "correct horse battery"
 PAGES = Path(__file__).resolve().parent.parent / "pages"
+BENCHMARKS = PAGES.parent / "benchmarks"
+SCRIPTS = PAGES.parent / "scripts"
 TINY_BLOCKS = ((4, 1), (8, 1), (8, 1), (8, 1), (16, 3))
+
+
+def script(name: str, folder: Path = BENCHMARKS):
+    """A file of ``benchmarks/`` or ``scripts/`` as a module."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

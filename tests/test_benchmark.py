@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BENCHMARKS, SCRIPTS, script
 from typer.testing import CliRunner
 
 from brainmri import benchmark, optimize
@@ -17,20 +17,11 @@ from brainmri.errors import EngineError
 from brainmri.inference import OpenVINOEngine, check_optimised, load_classifier, optimised_path
 from brainmri.model import read_card
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-
-
-def script(name, folder=BENCHMARKS):
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.mark.parametrize("name", ["performance", "scaling"])
 def test_the_documents_show_the_saved_figures(name):
     """docs/performance.md and docs/scaling.md are what their script makes of benchmarks/results.json."""
-    documents = script("performance_doc", BENCHMARKS.parent / "scripts")
+    documents = script("performance_doc", SCRIPTS)
     saved = BENCHMARKS / "results.json"
     if not saved.is_file():
         pytest.skip("nothing measured yet: python benchmarks/record.py all")
@@ -44,7 +35,7 @@ def test_the_documents_show_the_saved_figures(name):
 
 def test_a_hundred_million_slices_by_hand():
     """10 slices a core and second, and a driver that deals out 100 chunks: 10^8 slices are 2778 core-hours."""
-    documents = script("performance_doc", BENCHMARKS.parent / "scripts")
+    documents = script("performance_doc", SCRIPTS)
     context = {"command": "it", "date": "2026-01-01", "machine": "a machine", "precision": "bf16"}
     context["load_average_before"] = 0.0
     peak = {"driver_mib": 100.0, "worker_mib": 512.0}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SCRIPTS, script
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -192,14 +193,8 @@ def test_listed_head_ct_is_training_or_validation_only():
 
 def test_what_leaks_into_the_clean_split_is_what_the_audit_finds():
     """data/splits/clean_leaks.csv against the saved audit; the rows say so and calibration leaves them out."""
-    import importlib.util
-
-    script = Path(__file__).resolve().parent.parent / "scripts" / "clean_leaks.py"
-    spec = importlib.util.spec_from_file_location("clean_leaks", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     listed = runs.clean_leaks()
-    pd.testing.assert_frame_equal(listed, module.clean_leaks())
+    pd.testing.assert_frame_equal(listed, script("clean_leaks", SCRIPTS).clean_leaks())
     assert listed["clean_split"].value_counts().to_dict() == {"repeat": 280, "test": 21, "val": 8}
     rows = runs.read_rows(SPLITS_DIRECTORY / "brain_tumor_mri.csv", None, "clean_split")
     assert set(rows.loc[rows["seen_in_training"] == "yes", "path"]) == set(listed["path"])

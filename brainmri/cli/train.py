@@ -47,7 +47,6 @@ def register(app: typer.Typer) -> None:
         seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     ) -> None:
         """Train a recipe: checkpoints, history.csv, curves.png and the model in the run folder."""
-
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         # TensorFlow's default is as many as cores. Two, with a teacher answering beside the training step, once came to

@@ -15,7 +15,14 @@ import streamlit as st
 
 from brainmri import displays, runs
 from brainmri.errors import DataError
-from brainmri.evaluation import MIN_GROUPS, compare, find_errors, operating_point, predictive_values
+from brainmri.evaluation import (
+    KINDS_TO_ACCEPT,
+    MIN_GROUPS,
+    compare,
+    find_errors,
+    operating_point,
+    predictive_values,
+)
 from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
 from brainmri.types import CLASS_TITLES
 from brainmri.ui import state
@@ -199,10 +206,6 @@ def _headline(run: Run) -> None:
                 st.markdown(f"- **{_words(name.replace('_', ' '))}**: undefined because {_words(reason)}")
 
 
-_TO_ACCEPT = ("head_t1", "synthetic")
-"""Kinds of pictures in the out-of-distribution run that the gate should let pass."""
-
-
 def _kinds(run: Run) -> None:
     """How much of each kind of picture the gate rejects; a mean over all would mix what it should with what not."""
     rows = run.metrics.get("subgroups") or []
@@ -211,7 +214,7 @@ def _kinds(run: Run) -> None:
         (False, "**Should be rejected**: pictures that are no brain MRI. Rejected share, 1 is best:"),
         (True, "**Should be accepted**: brain MRI and samples drawn like it. Rejected share, 0 is best:"),
     ):
-        kinds = {k: row for k, row in run.metrics["kinds"].items() if (k in _TO_ACCEPT) == accept}
+        kinds = {k: row for k, row in run.metrics["kinds"].items() if (k in KINDS_TO_ACCEPT) == accept}
         if not kinds:
             continue
         st.markdown(wanted)
