@@ -18,6 +18,8 @@ import numpy as np
 
 from brainmri import training
 from brainmri.model import build_network
+from brainmri.recipes import load_recipe
+from brainmri.views import CACHE_SIZE, TrainingSet, Views
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=("float32", "mixed_bfloat16"))
     arguments = parser.parse_args()
     keras.mixed_precision.set_global_policy(arguments.precision)
-    classic = training.load_recipe("classic")
+    classic = load_recipe("classic")
     data = _random_slices(arguments.images, classic.sources[0].name)
     fits, seconds = {}, {}
     for name, draws in (("plain", 0), ("cached", 1)):
@@ -37,7 +39,7 @@ def main() -> None:
         for layer in network.layers:
             layer.trainable = not layer.name.startswith(tuple(f"block{b}_" for b in recipe.frozen_blocks))
         start = time.perf_counter()
-        batches = training._Batches(network, data, recipe, 0)
+        batches = training._Batches(network, data, recipe, 0, Views(data, recipe, recipe.stages[0], 128))
         seconds[f"{name}_preparation"] = time.perf_counter() - start
         batches.trained.compile(optimizer=keras.optimizers.Adam(1e-4), loss=training.class_loss(0.0), jit_compile=False)
         batches.trained.fit(batches.of_epoch(0), epochs=1, verbose=0)  # tracing
@@ -60,11 +62,11 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def _random_slices(n: int, source: str) -> training.TrainingSet:
+def _random_slices(n: int, source: str) -> TrainingSet:
     rng = np.random.default_rng(0)
-    size = training.CACHE_SIZE
+    size = CACHE_SIZE
     text = np.array([""] * n)
-    return training.TrainingSet(
+    return TrainingSet(
         images=rng.integers(0, 256, (n, size, size), dtype=np.uint8),
         masks=np.zeros((n, size, size), np.uint8),
         mask_known=np.zeros(n, bool),

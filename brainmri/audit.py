@@ -160,7 +160,8 @@ def audit(
     pairs = pairs.drop(columns=["i", "j"])
     summary = {
         "name": name,
-        "root": str(Path(str(table["file"].iloc[0]).removesuffix(table["path"].iloc[0])).resolve()),
+        # As it was named: an audit of a relative folder can ship, and names no folder of the machine that made it.
+        "root": str(Path(str(table["file"].iloc[0]).removesuffix(table["path"].iloc[0]))),
         "n_images": len(table),
         "n_readable": len(images),
         "n_groups": int(images["group"].nunique()),

@@ -225,7 +225,7 @@ def _read_convolutions(weights: str) -> dict[str, tuple[np.ndarray, np.ndarray]]
             raise ModelError(
                 f"ImageNet weights could not be downloaded; put {IMAGENET_FILE} at {cache}, or pass --weights PATH|none"
             ) from error
-        return {x.name: (x.kernel.numpy(), x.bias.numpy()) for x in source.layers if x.name[-5:-1] == "conv"}
+        return {x.name: (np.asarray(x.kernel), np.asarray(x.bias)) for x in source.layers if x.name[-5:-1] == "conv"}
     path = Path(weights)
     if not path.is_file():
         raise ModelError(f"{weights}: no such file; --weights takes imagenet, none, or a .h5 or .npz file")
@@ -279,7 +279,7 @@ def fold_batch_norm(network: keras.Model) -> keras.Model:
             norm = network.get_layer(f"{layer.name}_bn")
             gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in norm.get_weights())
             scale = gamma / np.sqrt(variance + norm.epsilon)
-            weights = [source.kernel.numpy() * scale, beta - mean * scale]
+            weights = [np.asarray(source.kernel) * scale, beta - mean * scale]
         else:
             weights = source.get_weights()
         if layer.name == "dense":

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from brainmri.data import SPLITS_DIRECTORY, read_manifest, read_pixels, select_split
 from brainmri.errors import ConfigError
 from brainmri.imaging import preprocess
-from brainmri.training import RECIPES_DIRECTORY, Recipe, train
+from brainmri.recipes import RECIPES_DIRECTORY, Recipe
+from brainmri.training import train
 from brainmri.types import CLASS_NAMES, NO_TUMOR
 
 TABLE = RECIPES_DIRECTORY / "search" / "table.yaml"

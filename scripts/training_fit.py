@@ -18,8 +18,9 @@ from brainmri.config import load_settings
 from brainmri.decision import softmax
 from brainmri.documents import write_tables
 from brainmri.model import load_network, logits_of, read_card
-from brainmri.training import draw_view, epoch_indices, load_recipe, load_training_set
+from brainmri.recipes import load_recipe
 from brainmri.types import CLASS_NAMES, NO_TUMOR
+from brainmri.views import draw_view, epoch_indices, load_training_set, resize
 
 ROOT = Path(__file__).resolve().parent.parent
 NONE = CLASS_NAMES.index(NO_TUMOR)
@@ -40,6 +41,7 @@ def main() -> None:
     drawn = [draw_view(training, recipe, int(i), (DRAW, k), SIZE, share) for k, i in enumerate(index)]
     views, targets = (np.stack([view[k] for view in drawn]) for k in (0, 2))
     unpainted = training.targets[index]
+    views = views / np.float32(255)
     relabelled = (targets[:, NONE] == 1) != (unpainted[:, NONE] == 1)
 
     rng = np.random.default_rng(0)
@@ -52,8 +54,8 @@ def main() -> None:
     columns = {}
     for path in options.cards:
         network = load_network(read_card(path.stem, path.parent), path.parent)
-        logits = logits_of(network, np.stack([_at_size(image) for image in val.images]))
-        away = logits_of(network, np.stack([_at_size(image) for image in painted.values()]))
+        logits = logits_of(network, np.stack([resize(image, SIZE) / 255 for image in val.images]))
+        away = logits_of(network, np.stack([resize(image, SIZE) / 255 for image in painted.values()]))
         on_views = logits_of(network, views)
         p, rows = softmax(logits.astype(float)), kaggle
         right = targets[np.arange(len(targets)), on_views.argmax(axis=1)] == 1
@@ -83,12 +85,6 @@ def main() -> None:
         for name in next(iter(columns.values()))
     ]
     write_tables(ROOT / "docs" / "model.md", {"fit": "\n".join(lines)})
-
-
-def _at_size(image: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).convert("F").resize((SIZE, SIZE), Image.Resampling.BILINEAR)) / 255
 
 
 if __name__ == "__main__":

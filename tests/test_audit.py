@@ -358,7 +358,7 @@ def test_a_full_disk_leaves_the_audit_that_was_there(table, tmp_path, monkeypatc
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["audit.json", "groups.csv", "pairs.csv"]
 
 
-def test_command_takes_a_folder_or_a_manifest(tmp_path):
+def test_command_takes_a_folder_or_a_manifest(tmp_path, monkeypatch):
     root = tmp_path / "set"
     for folder, seeds in (("Training", range(6)), ("Testing", range(4, 8))):
         (root / folder / "glioma").mkdir(parents=True)
@@ -369,6 +369,10 @@ def test_command_takes_a_folder_or_a_manifest(tmp_path):
     assert "2 of 4 images of 'test' are in 'train' too" in run.output
     saved = json.loads((tmp_path / "a/audit.json").read_text("utf-8"))
     assert (saved["name"], saved["n_groups"], saved["pairs"]) == ("mine", 8, {"same file": 2})
+    assert saved["root"] == str(root)
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(app, ["audit", "set", "--output", "relative"])
+    assert json.loads((tmp_path / "relative/audit.json").read_text("utf-8"))["root"] == "set"  # can ship
     manifest = pd.DataFrame({"path": ["Training/glioma/0.png", "Testing/glioma/7.png"], "label": "glioma"})
     manifest.assign(part=["one", "two"]).to_csv(root / "list.csv", index=False)
     options = ["--manifest", str(root / "list.csv"), "--split-column", "part", "--output", str(tmp_path / "b")]

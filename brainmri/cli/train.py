@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
         weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
         teacher: Annotated[
-            Path | None, typer.Option(help="Run folder of the recipe's teacher; trained if empty.")
+            Path | None, typer.Option(help="Folder of the runs of the recipe's teachers; trained if empty.")
         ] = None,
         teacher_weights: Annotated[
             str | None,
@@ -40,11 +40,20 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option(metavar="CARD", help="Card of the model to go on from, where the recipe continues another."),
         ] = None,
+        views: Annotated[
+            Path | None, typer.Option(help="Folder that keeps prepared slices and drawn views, for other runs as well.")
+        ] = None,
+        workers: Annotated[int, typer.Option(help="Processes that draw views; 0: the one that trains.")] = max(
+            1, (os.cpu_count() or 1) - 1
+        ),
         model_id: Annotated[str | None, typer.Option(help="Also save to models/ under this id.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
         epochs: Annotated[int | None, typer.Option(help="Epochs of every stage, instead of the recipe's.")] = None,
         precision: Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")] = None,
         seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+        masks: Annotated[
+            bool, typer.Option(help="Without: the twin that heatmaps are compared with, trained without outlines.")
+        ] = True,
     ) -> None:
         """Train a recipe: checkpoints, history.csv, curves.png and the model in the run folder."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -56,9 +65,10 @@ def register(app: typer.Typer) -> None:
         from brainmri.config import load_settings
         from brainmri.errors import ConfigError
         from brainmri.model import load_network, read_card, save_model
+        from brainmri.recipes import load_recipe, override
 
         settings = load_settings()
-        chosen = training.override(training.load_recipe(recipe), epochs=epochs, precision=precision, seed=seed)
+        chosen = override(load_recipe(recipe), epochs=epochs, precision=precision, seed=seed, masks=masks)
         if model_id and chosen.architecture != "vgg16":
             raise ConfigError(f"{chosen.name}: a teacher is not served; leave --model-id out, its run folder is enough")
         run = output or Path("runs") / chosen.name
@@ -90,12 +100,16 @@ def register(app: typer.Typer) -> None:
                 start=load_network(before, start.parent) if before and start else None,
                 teacher=teacher,
                 teacher_weights=teacher_weights,
+                views=views,
+                workers=workers,
                 resume=resume,
                 report=report,
             )
         training.plot_history(run)
         if chosen.architecture != "vgg16":
-            typer.echo(f"{run}: pass it as --teacher to a recipe that names {chosen.name}")
+            typer.echo(
+                f"{run}: a recipe that names {chosen.name} takes --teacher {run.parent}, runs named seed-N in it"
+            )
             return
         card = training.card_facts(chosen, run, settings.data.root, before, teacher) | {
             "id": model_id or chosen.name,

@@ -328,7 +328,7 @@ def _pairs(found: Audit) -> None:
 def _picture(found: Audit, path: str) -> Path | None:
     """The audited file, where the data set on this machine is the audited one; another may have equal paths.
 
-    Audits of earlier versions do not say what they are of, nor need one that ships: the configured data set.
+    Audits of earlier versions do not say what they are of: the configured data set.
     """
     root = state.settings().data.root
     if Path(found.summary.get("root", root)).resolve() != root.resolve():
