@@ -404,9 +404,10 @@ def _fit_stage(
             loss_weights=_loss_weights(recipe, stage),
             jit_compile=_jit(),
         )
+        # Built before the first step, or TensorFlow traces that twice.
+        trained.optimizer.build(trained.trainable_variables)
         first = run.state["epoch"]
         if first:
-            trained.optimizer.build(trained.trainable_variables)
             trained.load_weights(run.checkpoint(number))
         inputs = as_network_batch(np.stack([resize(image, size) / 255.0 for image in held_out.images]))
         answers = keras.Model(network.input, network.get_layer(LOGITS_LAYER).output)

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -465,7 +465,9 @@ def test_epochs_cycle_over_the_draws_in_another_order_and_mirrored(collection):
 
 
 @pytest.mark.parametrize("recipe_changes", [{}, {"draws": 2, "counterfactuals": True, "mask_weight": 1.0}])
-def test_processes_draw_the_same_views_and_a_folder_keeps_them(collection, tmp_path, recipe_changes):
+def test_processes_draw_the_same_views_and_a_folder_keeps_them(collection, tmp_path, monkeypatch, recipe_changes):
+    # A page's AppTest leaves the page behind as the main module, and a spawned process would run it.
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     recipe = _recipe(collection, **recipe_changes)
     data = views.load_training_set(recipe, collection.parent, "train")
     kept = views.load_training_set(recipe, collection.parent, "train", directory=tmp_path, workers=2)
