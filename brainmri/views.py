@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -78,7 +80,12 @@ class TrainingSet:
         temporary = Path(mkdtemp(dir=directory.parent))
         for field in fields(self):
             np.save(temporary / f"{field.name}.npy", getattr(self, field.name))
-        os.replace(temporary, directory)
+        try:
+            os.replace(temporary, directory)
+        except OSError:
+            shutil.rmtree(temporary)
+            if not directory.is_dir():  # else a run beside this one was faster, with the same slices
+                raise
 
     @classmethod
     def open(cls, directory: Path) -> TrainingSet:
@@ -369,6 +376,8 @@ class Views:
         return self
 
     def __exit__(self, *error) -> None:
+        for part in chain.from_iterable(self.begun.values()):
+            part.cancel()
         self.opened.close()
         self.pool = None
 

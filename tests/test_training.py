@@ -471,6 +471,8 @@ def test_processes_draw_the_same_views_and_a_folder_keeps_them(collection, tmp_p
     recipe = _recipe(collection, **recipe_changes)
     data = views.load_training_set(recipe, collection.parent, "train")
     kept = views.load_training_set(recipe, collection.parent, "train", directory=tmp_path, workers=2)
+    kept.save(next(tmp_path.glob("train-*")))  # as a run beside it would, a little later
+    assert [p.name.split("-")[0] for p in tmp_path.iterdir()] == ["train"]
     opened = views.load_training_set(recipe, collection.parent / "gone", "train", directory=tmp_path)
     for other in (kept, opened):
         for name in ("images", "masks", "targets", "group", "outlined"):
