@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +169,19 @@ def _contributions(named: dict[str, keras.Layer]) -> keras.Layer:
     return Contributions(name="contributions", dtype="float32")
 
 
+@contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Build layers under another of Keras' precision policies; the one before comes back."""
+    import keras
+
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy(name)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+
+
 def load_imagenet(network: keras.Model, weights: str, blocks: tuple[int, ...] = (1, 2, 3, 4, 5)) -> tuple[str, ...]:
     """Put ImageNet convolutions into a network whose input is grey in [0, 1], repeated to three channels.
 
@@ -261,15 +276,10 @@ def fold_batch_norm(network: keras.Model) -> keras.Model:
     Inference-mode batch norm is affine per channel, so kernel * gamma / sigma and beta - mean * gamma / sigma give
     the same function up to rounding.
     """
-    import keras
 
     size = network.input_shape[1]
-    policy = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_global_policy("float32")
-    try:
+    with dtype_policy("float32"):
         plain = build_network(input_size=size, n_classes=network.get_layer(LOGITS_LAYER).units)
-    finally:
-        keras.mixed_precision.set_global_policy(policy)
     names = {layer.name for layer in network.layers}
     for layer in plain.layers:
         if not layer.weights:
@@ -375,16 +385,11 @@ def logits_of(network: keras.Model, inputs: np.ndarray, batch: int = 64) -> np.n
 
 def save_model(network: keras.Model, card: dict[str, Any], directory: Path | str) -> ModelCard:
     """Write ``<id>.keras`` (float16 weights) and ``<id>.json`` (its card); each appears whole or not at all."""
-    import keras
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    policy = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_global_policy("float16")
-    try:
+    with dtype_policy("float16"):
         half = build_network(input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units)
-    finally:
-        keras.mixed_precision.set_global_policy(policy)
     half.set_weights([w.astype(np.float16) for w in network.get_weights()])
     path = directory / f"{card['id']}.keras"
     temporary = directory / f"{card['id']}.tmp.keras"

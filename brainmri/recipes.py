@@ -111,7 +111,8 @@ class Recipe(_Strict):
         What ships is the mean of the trained weights and those that it started from, which weigh this much [2]_: along
         the line between them lie networks that are right where either is.
     imagenet_blocks : tuple of int
-        Blocks that start from ImageNet; the others start from He's initialisation.
+        Blocks that start from ImageNet; the others start from He's initialisation. Where some of them are normalised,
+        batch norm is put in so that it changes nothing (`model.unfold_batch_norm`).
     frozen_blocks : tuple of int
         Leading blocks that are not trained.
     normalised_blocks : tuple of int

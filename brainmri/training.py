@@ -333,7 +333,7 @@ def _same(stored: dict[str, Any], recipe: Recipe) -> bool:
 
 def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str, start, data: TrainingSet):
     """The network a stage begins with: ImageNet and He, the recipe before, or the stage before it, enlarged."""
-    from brainmri.model import enlarge_input, load_imagenet, unfold_batch_norm
+    from brainmri.model import build_network, dtype_policy, enlarge_input, load_imagenet, unfold_batch_norm
     from brainmri.teacher import load_teacher_imagenet
 
     network = _build(recipe, number)
@@ -345,19 +345,31 @@ def _start_stage(recipe: Recipe, number: int, run: _Run, weights: str, start, da
         size = recipe.stages[0].input_size
         if start.input_shape[1] != size:
             raise ConfigError(f"{recipe.name}: starts at {size} px, what it continues has {start.input_shape[1]} px")
-        chosen = epoch_indices(data, recipe, 0)[:512]
-        views = np.stack([draw_view(data, recipe, int(i), (0,), size)[0] for i in chosen])
-        unfold_batch_norm(start, network, as_network_batch(views / np.float32(255)))
+        unfold_batch_norm(start, network, _some_views(recipe, data))
     elif recipe.architecture != "vgg16" and weights != "none":
         load_teacher_imagenet(network, weights)
     elif recipe.imagenet_blocks and weights != "none":
-        load_imagenet(network, weights, recipe.imagenet_blocks)
+        if set(recipe.imagenet_blocks) & set(recipe.normalised_blocks):
+            # Batch norm would scale and shift what ImageNet's kernels answer: it is put in so that nothing changes.
+            with dtype_policy("float32"):
+                plain = build_network(input_size=network.input_shape[1], averaged=recipe.stages[0].averaged)
+            load_imagenet(plain, weights, recipe.imagenet_blocks)
+            unfold_batch_norm(plain, network, _some_views(recipe, data))
+        else:
+            load_imagenet(network, weights, recipe.imagenet_blocks)
     frozen = recipe.stages[number].frozen_blocks
     for layer in network.layers:
         layer.trainable = not any(
             layer.name.startswith(f"block{b}_") for b in (recipe.frozen_blocks if frozen is None else frozen)
         )
     return network
+
+
+def _some_views(recipe: Recipe, data: TrainingSet) -> np.ndarray:
+    """A few hundred of a recipe's first views, float32 (n, size, size, 3) in [0, 1]."""
+    chosen = epoch_indices(data, recipe, 0)[:512]
+    views = [draw_view(data, recipe, int(i), (0,), recipe.stages[0].input_size)[0] for i in chosen]
+    return as_network_batch(np.stack(views) / np.float32(255))
 
 
 def _build(recipe: Recipe, number: int):

@@ -34,6 +34,9 @@ SEARCH = {
 }
 
 
+NAMED = {"accuracy": "accuracy", "macro F1": "macro_f1"}
+
+
 def search_table() -> str:
     """The logged rows of ``brainmri search``."""
     log = ROOT / "evaluations" / "search.csv"
@@ -81,74 +84,77 @@ def seen_table(clean: dict[str, Any], official: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-BARS = {
-    "accuracy": 0.92,
-    "macro F1": 0.91,
-    "recall of each class": 0.88,
-    "sensitivity, threshold fixed on val": 0.97,
-    "specificity, threshold fixed on val": 0.93,
-    "lgg FLAIR: tumour AUC": 0.97,
-    "lgg post-contrast: tumour AUC": 0.88,
-    "br35h: groups found": 0.85,
-    "within plane (tumours and none of different sources): AUC": 0.97,
-    "tumour painted away: none or undecided": 0.70,
-    "painted elsewhere: answer changes (at most)": 0.10,
-    "healthy head, slices that show brain: likeliest class no tumour": 0.50,
-    "Grad-CAM's peak in the outline, right answers": 0.85,
-    "ECE (at most)": 0.03,
-    "90 % sets: coverage": 0.86,
-    "95 % sets: coverage": 0.92,
-    "95 % sets: mean size (at most)": 1.4,
-    "photographs rejected": 0.99,
-    "chest X-rays rejected": 0.99,
-    "head CT rejected": 0.80,
-    "clean test rejected (at most)": 0.02,
-}
-"""What the project set itself to reach."""
-
-
 def bars_table(clean: dict[str, Any], strange: dict[str, Any]) -> str:
-    """Every bar beside what was measured on clean test (other data where the row names them)."""
-    spans, binary, panel = clean["intervals"], clean["tumour_vs_none"], clean["shortcuts"]
+    """What the project set itself to reach beside what was measured; on clean test where a row names no other data."""
+    spans, binary, panel, sets = clean["intervals"], clean["tumour_vs_none"], clean["shortcuts"], clean["conformal"]
+    at, at_spans, gate = binary["at_threshold"], binary["intervals"], clean["gate"]
     painted = [row for row in panel["counterfactuals"].values() if isinstance(row, dict) and "changed" in row]
-    found: dict[str, list[tuple[float, list[float] | None]]] = {
-        "accuracy": [(clean["accuracy"], spans["accuracy"])],
-        "macro F1": [(clean["macro_f1"], spans["macro_f1"])],
-        "recall of each class": [(row["recall"], spans[f"recall_{c}"]) for c, row in clean["per_class"].items()],
-        "healthy head, slices that show brain: likeliest class no tumour": [
-            (panel["head_t1"]["brain_called_none"] / panel["head_t1"]["n_brain"], None)
-        ],
-        "br35h: groups found": [(panel["br35h_groups"]["found"] / panel["br35h_groups"]["groups"], None)],
-        "within plane (tumours and none of different sources): AUC": [
-            (row["roc_auc"], row["interval"]) for row in panel["within_plane"].values()
-        ],
-        "tumour painted away: none or undecided": [(row["changed"], row["interval"]) for row in painted],
-        "painted elsewhere: answer changes (at most)": [
-            (row["elsewhere_changed"], row["elsewhere_interval"]) for row in painted
-        ],
-        "Grad-CAM's peak in the outline, right answers": [
-            (panel["peak_in_mask"]["right"]["rate"], panel["peak_in_mask"]["right"]["interval"])
-        ],
-        "ECE (at most)": [(clean["calibration"]["ece"], None)],
-        "95 % sets: mean size (at most)": [(clean["conformal"]["0.95"]["mean_set_size"], None)],
-        "clean test rejected (at most)": [(clean["gate"]["rejected_share"], clean["gate"]["rejected_interval"])],
-    }
-    for kind in ("sensitivity", "specificity"):
-        figure = (binary["at_threshold"][kind], binary["intervals"].get(f"at_threshold_{kind}"))
-        found[f"{kind}, threshold fixed on val"] = [figure]
-    for name, sequence in (("lgg FLAIR: tumour AUC", "flair"), ("lgg post-contrast: tumour AUC", "post")):
-        row = panel["lgg_by_sequence"][sequence]
-        found[name] = [(row["roc_auc"], row["interval"])]
-    for level in ("90", "95"):
-        row = clean["conformal"][f"0.{level}"]
-        found[f"{level} % sets: coverage"] = [(row["coverage"], row["coverage_interval"])]
-    for name, kind in (("photographs", "photo"), ("chest X-rays", "chest_xray"), ("head CT", "head_ct")):
-        found[f"{name} rejected"] = [(strange["kinds"][kind]["rejected_share"], None)]
+    flair, post = (panel["lgg_by_sequence"][sequence] for sequence in ("flair", "post"))
+    found, head, peaks = panel["br35h_groups"], panel["head_t1"], panel["peak_in_mask"]["right"]
+    planes = [(row["roc_auc"], row["interval"]) for row in panel["within_plane"].values()]
+    turned_away = {kind: [(row["rejected_share"],)] for kind, row in strange["kinds"].items()}
+    coverage = {level: [(row["coverage"], row["coverage_interval"])] for level, row in sets.items()}
+    recalls = [(row["recall"], spans[f"recall_{c}"]) for c, row in clean["per_class"].items()]
+    bars: list[tuple[str, str, float, list[tuple]]] = [
+        ("accuracy", "≥", 0.92, [(clean["accuracy"], spans["accuracy"])]),
+        ("macro F1", "≥", 0.91, [(clean["macro_f1"], spans["macro_f1"])]),
+        ("recall of each class", "≥", 0.88, recalls),
+        *(
+            (f"{kind}, threshold fixed on val", "≥", bar, [(at[kind], at_spans.get(f"at_threshold_{kind}"))])
+            for kind, bar in (("sensitivity", 0.97), ("specificity", 0.93))
+        ),
+        ("lgg FLAIR: tumour AUC", "≥", 0.97, [(flair["roc_auc"], flair["interval"])]),
+        ("lgg post-contrast: tumour AUC", "≥", 0.88, [(post["roc_auc"], post["interval"])]),
+        ("br35h: groups found", "≥", 0.85, [(found["found"] / found["groups"],)]),
+        ("within plane (tumours and none of different sources): AUC", "≥", 0.97, planes),
+        ("tumour painted away: none or undecided", "≥", 0.70, [(row["changed"], row["interval"]) for row in painted]),
+        (
+            "painted elsewhere: answer changes",
+            "≤",
+            0.10,
+            [(row["elsewhere_changed"], row["elsewhere_interval"]) for row in painted],
+        ),
+        (
+            "healthy head, slices that show brain: likeliest class no tumour",
+            "≥",
+            0.50,
+            [(head["brain_called_none"] / head["n_brain"],)],
+        ),
+        ("Grad-CAM's peak in the outline, right answers", "≥", 0.85, [(peaks["rate"], peaks["interval"])]),
+        ("ECE", "≤", 0.03, [(clean["calibration"]["ece"],)]),
+        ("90 % sets: coverage", "≥", 0.86, coverage["0.90"]),
+        ("95 % sets: coverage", "≥", 0.92, coverage["0.95"]),
+        ("95 % sets: mean size", "≤", 1.4, [(sets["0.95"]["mean_set_size"],)]),
+        ("photographs rejected", "≥", 0.99, turned_away["photo"]),
+        ("chest X-rays rejected", "≥", 0.99, turned_away["chest_xray"]),
+        ("head CT rejected", "≥", 0.80, turned_away["head_ct"]),
+        ("clean test rejected", "≤", 0.02, [(gate["rejected_share"], gate["rejected_interval"])]),
+    ]
     lines = ["| | Bar | Measured | |", "|---|---|---|---|"]
-    for name, bar in BARS.items():
-        met = all(value <= bar if "(at most)" in name else value >= bar for value, _ in found[name])
-        figures = ", ".join(interval(*figure) for figure in found[name])
-        lines.append(f"| {name} | {bar:g} | {figures} | {'met' if met else '**missed**'} |")
+    for name, sign, bar, figures in bars:
+        met = all(value <= bar if sign == "≤" else value >= bar for value, *_ in figures)
+        measured = ", ".join(interval(*figure) for figure in figures)
+        lines.append(f"| {name} | {sign} {bar:g} | {measured} | {'met' if met else '**missed**'} |")
+    return "\n".join(lines)
+
+
+def second_table(networks: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    """Networks side by side; of each its runs on clean test and lgg test."""
+    lines = ["| | " + " | ".join(networks) + " |", "|---" * (len(networks) + 1) + "|"]
+    columns = []
+    for clean, lgg in networks.values():
+        at, spans = clean["tumour_vs_none"]["at_threshold"], clean["tumour_vs_none"]["intervals"]
+        column = {f"clean test: {name}": interval(clean[k], clean["intervals"][k]) for name, k in NAMED.items()}
+        for name, row in clean["per_class"].items():
+            column[f"clean test: recall of {name}"] = interval(row["recall"], clean["intervals"][f"recall_{name}"])
+        for kind in ("sensitivity", "specificity"):
+            column[f"clean test: {kind}"] = interval(at[kind], spans.get(f"at_threshold_{kind}"))
+        column["clean test: ECE"] = interval(clean["calibration"]["ece"])
+        for row in lgg["subgroups"]:
+            if row["column"] == "sequence":
+                column[f"lgg test, {row['value']}: tumour AUC"] = interval(row["tumour_roc_auc"])
+        columns.append(column)
+    lines += [f"| {name} | " + " | ".join(column[name] for column in columns) + " |" for name in columns[0]]
     return "\n".join(lines)
 
 
@@ -241,25 +247,26 @@ def robustness_table(clean: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def run_metrics(name: str) -> dict[str, Any]:
+    """Figures of a saved run; none where it is missing."""
+    path = ROOT / "evaluations" / name / "metrics.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
 def fill_evaluation(model_id: str) -> str:
     """Write the tables of docs/evaluation.md between their markers; returns the table of bars."""
-
-    def metrics(part: str) -> dict[str, Any]:
-        path = ROOT / "evaluations" / f"{model_id}-{part}" / "metrics.json"
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-
-    clean = metrics("clean-test")
+    clean, strange = (run_metrics(f"{model_id}-{part}") for part in ("clean-test", "out-of-distribution"))
     tables = {
-        "seen": seen_table(clean, metrics("official-test")),
+        "seen": seen_table(clean, run_metrics(f"{model_id}-official-test")),
         "calibration": calibration_table(clean),
         "conformal": conformal_table(clean),
-        "gate": gate_table(metrics("out-of-distribution"), clean),
+        "gate": gate_table(strange, clean),
         "shortcuts": shortcut_table(clean),
         "preprocessing": preprocessing_table(clean),
         "robustness": robustness_table(clean),
     }
     write_tables(ROOT / "docs" / "evaluation.md", tables)
-    return bars_table(clean, metrics("out-of-distribution"))
+    return bars_table(clean, strange)
 
 
 def main() -> None:
@@ -282,7 +289,9 @@ def main() -> None:
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
         rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | " + " | ".join(figures) + " |")
     bars = fill_evaluation(settings.id)
-    write_tables(ROOT / "docs" / "model.md", {"figures": "\n".join(rows), "bars": bars, "search": search_table()})
+    beside = {m: (run_metrics(f"{m}-clean-test"), run_metrics(f"{m}-lgg-test")) for m in (settings.id, "fine-tuned")}
+    tables = {"figures": "\n".join(rows), "bars": bars, "second": second_table(beside), "search": search_table()}
+    write_tables(ROOT / "docs" / "model.md", tables)
     card = read_card(settings.id, settings.directory)
     write_card(
         card.model_copy(update={"metrics": dict(sorted(card_metrics.items(), key=lambda kv: kv[0] != "clean-test"))}),

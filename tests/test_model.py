@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
+from conftest import SCRIPTS, script
 
 from brainmri import model
 from brainmri.errors import ModelError
@@ -201,3 +205,26 @@ def test_a_kernel_summed_over_positions_answers_alike_for_even_features():
     averaged = model._fit_positions(kernel, channels)
     np.testing.assert_allclose(np.tile(feature, 16) @ kernel, feature @ averaged)
     np.testing.assert_allclose(np.tile(feature, 16) @ model._fit_positions(averaged, 16 * channels), feature @ averaged)
+
+
+def test_published_vgg16_becomes_what_load_imagenet_reads():
+    published = script("vgg16_weights", SCRIPTS)
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(0, 0.3, (3, 3, 3, 8)).astype(np.float32), rng.normal(0, 1, 8).astype(np.float32)
+    x = rng.uniform(0, 1, (1, 6, 6, 3))  # RGB, as torchvision takes it
+    from keras import ops
+
+    normalised = (x - published.MEAN_RGB) / published.STD_RGB
+    expected = np.asarray(ops.conv(normalised.astype(np.float32), kernel)) + bias
+    caffe_kernel, caffe_bias = published.as_caffe(kernel, bias)
+    caffe = (x[..., ::-1] * 255 - model.CAFFE_MEANS_BGR).astype(np.float32)
+    np.testing.assert_allclose(np.asarray(ops.conv(caffe, caffe_kernel)) + caffe_bias, expected, atol=1e-4)
+
+
+def test_a_file_of_weights_that_names_a_function_is_refused():
+    published = script("vgg16_weights", SCRIPTS)
+    arrays = {"kernel": np.arange(3.0)}
+    found = published._Arrays(io.BytesIO(pickle.dumps(arrays, protocol=3))).load()
+    np.testing.assert_array_equal(found["kernel"], arrays["kernel"])
+    with pytest.raises(pickle.UnpicklingError, match=r"posix\.getcwd|os\.getcwd"):
+        published._Arrays(io.BytesIO(pickle.dumps(os.getcwd))).load()

@@ -564,6 +564,30 @@ def test_the_network_that_a_recipe_starts_from_may_teach(collection, tmp_path, m
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+def test_batch_norm_is_put_into_imagenets_blocks_without_a_change(collection, tmp_path):
+    import keras
+
+    from brainmri.model import build_network, load_imagenet
+
+    published = [layer for layer in build_network(input_size=32).layers if "_conv" in layer.name]
+    arrays = {f"{x.name}/{part}": np.asarray(getattr(x, part)) for x in published for part in ("kernel", "bias")}
+    np.savez(tmp_path / "vgg16.npz", **arrays)
+    recipe = _recipe(collection, imagenet_blocks=[1, 2, 3, 4, 5], normalised_blocks=[3, 4, 5])
+    data = views.load_training_set(recipe, collection.parent, "train")
+    network = training._start_stage(recipe, 0, None, str(tmp_path / "vgg16.npz"), None, data)
+    plain = build_network(input_size=32)
+    load_imagenet(plain, str(tmp_path / "vgg16.npz"))
+    seen = training._some_views(recipe, data)
+    found, expected = (
+        np.asarray(keras.Model(model.input, model.get_layer(name).output)(seen))
+        for model, name in ((network, "block5_conv3_relu"), (plain, "block5_conv3"))
+    )
+    assert expected.max() > 0
+    np.testing.assert_allclose(found, expected, atol=1e-3 * expected.max())
+    assert network.get_layer("block3_conv1_bn").gamma.numpy().std() > 0  # the activations' own spread, not ones
+
+
+@pytest.mark.usefixtures("tiny_blocks")
 def test_a_later_stage_sees_other_views(collection):
     stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3}
     recipe = _recipe(collection, stages=[stage, stage])
