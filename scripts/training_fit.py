@@ -2,7 +2,7 @@
 
     python scripts/training_fit.py runs/foundation/foundation.json models/vgg16-brainmri.json [--recipe release]
 
-No test split is read: this is for choosing.
+Networks measured before keep their columns (evaluations/training_fit.csv). No test split is read: this is for choosing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
 from brainmri import augment
@@ -23,6 +24,7 @@ from brainmri.types import CLASS_NAMES, NO_TUMOR
 from brainmri.views import draw_view, epoch_indices, load_training_set, resize
 
 ROOT = Path(__file__).resolve().parent.parent
+LOG = ROOT / "evaluations" / "training_fit.csv"
 NONE = CLASS_NAMES.index(NO_TUMOR)
 SIZE, N_VIEWS, DRAW = 128, 400, 99
 
@@ -79,11 +81,12 @@ def main() -> None:
         figures["fresh views of training slices: right"] = right.mean()
         figures["the same, painted away or pasted in"] = right[relabelled].mean()
         columns[path.stem] = figures
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{figures[name]:.3f}" for figures in columns.values()) + " |"
-        for name in next(iter(columns.values()))
-    ]
+    logged = pd.read_csv(LOG, index_col="figure") if LOG.is_file() else pd.DataFrame()
+    table = pd.DataFrame(columns).combine_first(logged)[[*logged.columns.difference(columns, sort=False), *columns]]
+    table = table.loc[list(next(iter(columns.values())))]
+    table.round(3).to_csv(LOG, index_label="figure")
+    lines = ["| | " + " | ".join(table) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |" for name, row in table.iterrows()]
     write_tables(ROOT / "docs" / "model.md", {"fit": "\n".join(lines)})
 
 

@@ -131,3 +131,18 @@ def test_the_shipped_model_is_measured_mirrored_too(tmp_path, monkeypatch):
     assert list(rows["name"]) == ["vgg16-brainmri", "vgg16-brainmri, mirrored"]
     assert list(rows["val_accuracy"]) == [0.5, 0.75]
     assert rows.loc[0, "adds"] == "shipped"
+
+
+def test_training_the_table_keeps_the_rows_of_whole_networks(tmp_path, monkeypatch):
+    card = SimpleNamespace(id="vgg16-brainmri", recipe={"seed": 3, "epochs_run": 20, "minutes": 86.2})
+    monkeypatch.setattr("brainmri.model.read_card", lambda card_id, directory: card)
+    monkeypatch.setattr("brainmri.model.load_network", lambda card, directory: None)
+    monkeypatch.setattr(search, "measure_network", lambda network, root, *, mirror: {"val_accuracy": 0.5})
+    monkeypatch.setattr(search, "run_search", lambda *a, **k: [{"name": "plain", "adds": "anew", "val_accuracy": 0.4}])
+    log = tmp_path / "search.csv"
+    log.write_text("name,adds,val_accuracy\nplain,before,0.1\nother,measured,0.9\n")
+    done = CliRunner().invoke(app, ["search", "--output", str(tmp_path), "--log", str(log)])
+    assert done.exit_code == 0, done.output
+    rows = pd.read_csv(log)
+    assert list(rows["name"]) == ["plain", "other", "vgg16-brainmri", "vgg16-brainmri, mirrored"]
+    assert list(rows["val_accuracy"]) == [0.4, 0.9, 0.5, 0.5]

@@ -159,10 +159,10 @@ def register(app: typer.Typer) -> None:
             return made | searching.measure_network(load_network(card, directory), settings.data.root, mirror=mirror)
 
         shipped = Path(settings.model.directory) / f"{settings.model.id}.json"
-        if measure:
-            rows = pd.read_csv(log).to_dict("records") if log.is_file() else []
-        else:
-            rows = searching.run_search(settings.data.root, output, weights=weights, report=report)
+        rows = pd.read_csv(log).to_dict("records") if log.is_file() else []
+        if not measure:
+            trained = searching.run_search(settings.data.root, output, weights=weights, report=report)
+            rows = trained + [row for row in rows if row["name"] not in {t["name"] for t in trained}]
         for path in measure or [shipped]:
             if path.resolve() == shipped.resolve():
                 mirrored = "mean of the picture and its mirror image: twice the cost"
