@@ -220,7 +220,7 @@ def read_optimised(path: Path, card: ModelCard) -> dict[str, str]:
     binary = path.with_suffix(".bin")
     for file in (path, binary):
         if not file.is_file():
-            raise EngineError(f"{file.name}: no such file in {file.parent}; {again}")
+            raise EngineError(f"{file.name}: no such file in {file.parent.name}/; {again}")
     try:
         import xml.etree.ElementTree as ElementTree
 

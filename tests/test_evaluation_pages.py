@@ -396,11 +396,14 @@ def test_damaged_predictions_are_an_error_in_words(open_page, save):
 def test_a_hundred_thousand_predictions_open_within_two_seconds(open_page, save):
     run = save("clean-test", predictions(100_000))
     open_page(PAGE, "guest")  # imports and the database are not what is measured
-    evaluation._list_runs.clear()
-    (run.directory / runs.METRICS_FILE).touch()
     for name in ("Classes", "Errors"):
-        start = time.process_time()
-        page = open_tab(open_page, name)
-        assert time.process_time() - start < 2
+        spent = []
+        for _ in range(3):  # what else the machine does only adds
+            evaluation._list_runs.clear()
+            (run.directory / runs.METRICS_FILE).touch()
+            start = time.process_time()
+            page = open_tab(open_page, name)
+            spent.append(time.process_time() - start)
+        assert min(spent) < 2
         assert f"n = {100_000:,}" in texts(page)
     assert json.loads((run.directory / runs.METRICS_FILE).read_text("utf-8"))["n"] == 100_000
