@@ -276,7 +276,6 @@ def fold_batch_norm(network: keras.Model) -> keras.Model:
     Inference-mode batch norm is affine per channel, so kernel * gamma / sigma and beta - mean * gamma / sigma give
     the same function up to rounding.
     """
-
     size = network.input_shape[1]
     with dtype_policy("float32"):
         plain = build_network(input_size=size, n_classes=network.get_layer(LOGITS_LAYER).units)
@@ -385,7 +384,6 @@ def logits_of(network: keras.Model, inputs: np.ndarray, batch: int = 64) -> np.n
 
 def save_model(network: keras.Model, card: dict[str, Any], directory: Path | str) -> ModelCard:
     """Write ``<id>.keras`` (float16 weights) and ``<id>.json`` (its card); each appears whole or not at all."""
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with dtype_policy("float16"):
