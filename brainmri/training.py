@@ -140,6 +140,8 @@ def train(
     """
     import keras
 
+    from brainmri.model import dtype_policy
+
     if any(stage.sharpness for stage in recipe.stages) and keras.backend.backend() != "tensorflow":
         raise ConfigError(
             f"{recipe.name}: sharpness needs TensorFlow, Keras runs on {keras.backend.backend()}; unset KERAS_BACKEND"
@@ -153,9 +155,7 @@ def train(
         return load_training_set(recipe, data_root, split, loading, side=side, directory=views, workers=workers)
 
     how: dict[str, Any] = {"views": views, "workers": workers, "report": report}
-    policy = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_global_policy(recipe.precision)
-    try:
+    with dtype_policy(recipe.precision):
         if run.state["stage"] == len(recipe.stages):  # finished before: only the network is asked for
             network = _build(recipe, len(recipe.stages) - 1)
             network.load_weights(run.checkpoint(len(recipe.stages) - 1))
@@ -178,8 +178,6 @@ def train(
             network = _start_stage(recipe, number, run, weights, start, data)
             _fit_stage(recipe, number, network, data, held_out, run, report, teachers, views, workers)
         return _finish(recipe, network, start, lambda: held_out)
-    finally:
-        keras.mixed_precision.set_global_policy(policy)
 
 
 def teacher_recipes(recipe: Recipe) -> list[Recipe]:

@@ -34,9 +34,6 @@ SEARCH = {
 }
 
 
-NAMED = {"accuracy": "accuracy", "macro F1": "macro_f1"}
-
-
 def search_table() -> str:
     """The logged rows of ``brainmri search``."""
     log = ROOT / "evaluations" / "search.csv"
@@ -144,7 +141,10 @@ def second_table(networks: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> 
     columns = []
     for clean, lgg in networks.values():
         at, spans = clean["tumour_vs_none"]["at_threshold"], clean["tumour_vs_none"]["intervals"]
-        column = {f"clean test: {name}": interval(clean[k], clean["intervals"][k]) for name, k in NAMED.items()}
+        column = {
+            f"clean test: {name}": interval(clean[key], clean["intervals"][key])
+            for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1"))
+        }
         for name, row in clean["per_class"].items():
             column[f"clean test: recall of {name}"] = interval(row["recall"], clean["intervals"][f"recall_{name}"])
         for kind in ("sensitivity", "specificity"):

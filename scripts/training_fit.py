@@ -82,8 +82,9 @@ def main() -> None:
         figures["the same, painted away or pasted in"] = right[relabelled].mean()
         columns[path.stem] = figures
     logged = pd.read_csv(LOG, index_col="figure") if LOG.is_file() else pd.DataFrame()
-    table = pd.DataFrame(columns).combine_first(logged)[[*logged.columns.difference(columns, sort=False), *columns]]
-    table = table.loc[list(next(iter(columns.values())))]
+    table = logged.reindex(list(figures))
+    for name, measured in columns.items():
+        table[name] = pd.Series(measured)
     table.round(3).to_csv(LOG, index_label="figure")
     lines = ["| | " + " | ".join(table) + " |", "|---" * (len(table.columns) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |" for name, row in table.iterrows()]

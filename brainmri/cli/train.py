@@ -159,17 +159,22 @@ def register(app: typer.Typer) -> None:
             return made | searching.measure_network(load_network(card, directory), settings.data.root, mirror=mirror)
 
         shipped = Path(settings.model.directory) / f"{settings.model.id}.json"
+
+        def others(rows: list[dict], measured: list[dict]) -> list[dict]:
+            names = {row["name"] for row in measured}
+            return [row for row in rows if row["name"] not in names]
+
         rows = pd.read_csv(log).to_dict("records") if log.is_file() else []
         if not measure:
             trained = searching.run_search(settings.data.root, output, weights=weights, report=report)
-            rows = trained + [row for row in rows if row["name"] not in {t["name"] for t in trained}]
+            rows = trained + others(rows, trained)
         for path in measure or [shipped]:
             if path.resolve() == shipped.resolve():
                 mirrored = "mean of the picture and its mirror image: twice the cost"
                 new = [row_of(path.stem, path.parent, "shipped"), row_of(path.stem, path.parent, mirrored, mirror=True)]
             else:
                 new = [row_of(path.stem, path.parent, adds)]
-            rows = [row for row in rows if row["name"] not in {n["name"] for n in new}] + new
+            rows = others(rows, new) + new
         log.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(log, index=False)
         typer.echo(f"{len(rows)} rows in {log}")

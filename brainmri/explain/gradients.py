@@ -101,15 +101,9 @@ class GradientNetwork:
 
 
 def _bfloat16_copy(network: keras.Model) -> keras.Model:
-    import keras
+    from brainmri.model import build_network, dtype_policy
 
-    from brainmri.model import build_network
-
-    policy = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    try:
+    with dtype_policy("mixed_bfloat16"):
         copy = build_network(input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units)
-    finally:
-        keras.mixed_precision.set_global_policy(policy)
     copy.set_weights(network.get_weights())
     return copy
