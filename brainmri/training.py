@@ -96,7 +96,7 @@ def train(
     *,
     weights: str = "none",
     start: Any = None,
-    teacher: Path | None = None,
+    teacher: Any = None,
     teacher_weights: str | None = None,
     views: Path | None = None,
     workers: int = 0,
@@ -117,9 +117,9 @@ def train(
     start : keras.Model, optional
         The finished network of the recipe that this one ``continues``; None trains that one first, in a folder of its
         name in ``run_directory``.
-    teacher : Path, optional
+    teacher : Path or keras.Model, optional
         Folder of the runs of the recipe's teachers; None: a folder of its name in ``run_directory``. What is not
-        trained there is trained first.
+        trained there is trained first. Or the finished network of a recipe that has one teacher.
     teacher_weights : str, optional
         What a teacher still to be trained starts from (`teacher.load_teacher_imagenet`), or ``none``; no default.
     views : Path, optional
@@ -164,9 +164,12 @@ def train(
                 start = _train_before(recipe, data_root, run, weights, teacher_weights, how)
             return _finish(recipe, network, start, lambda: load("val"))
         teachers = []
-        if recipe.teacher:
+        if recipe.teacher and isinstance(teacher, keras.Model):
+            teachers = [_in_training_precision(teacher)]
+        elif recipe.teacher:
             folder = teacher or run.directory / recipe.teacher
-            teachers = [_train_teacher(t, data_root, folder, teacher_weights, how) for t in teacher_recipes(recipe)]
+            of_each = {"weights": weights, "teacher_weights": teacher_weights} | how
+            teachers = [_train_teacher(each, data_root, folder, **of_each) for each in teacher_recipes(recipe)]
         run.hold(start=[start], teachers=teachers)
         if recipe.continues and start is None:
             start = _train_before(recipe, data_root, run, weights, teacher_weights, how)
@@ -186,15 +189,18 @@ def teacher_recipes(recipe: Recipe) -> list[Recipe]:
     return [first.model_copy(update={"seed": first.seed + k}) for k in range(recipe.teachers)]
 
 
-def _train_teacher(recipe: Recipe, data_root: Path, folder: Path, weights: str | None, how: dict[str, Any]):
+def _train_teacher(recipe: Recipe, data_root: Path, folder: Path, *, weights: str, teacher_weights: str | None, **how):
     run = folder / f"seed-{recipe.seed}"
     begun = (run / "state.json").exists()
-    if not begun and weights is None:
+    if recipe.architecture == "vgg16":
+        network = train(recipe, data_root, run, weights=weights, teacher_weights=teacher_weights, resume=begun, **how)
+        return _in_training_precision(network)
+    if not begun and teacher_weights is None:
         raise ConfigError(
             f"{run}: no trained {recipe.name} there; name the folder of its runs with --teacher, or what it starts "
             "from with --teacher-weights (a file of scripts/teacher_weights.py, or none)"
         )
-    return train(recipe, data_root, run, weights=weights or "none", resume=begun, **how)
+    return train(recipe, data_root, run, weights=teacher_weights or "none", resume=begun, **how)
 
 
 def _in_training_precision(network):
@@ -707,17 +713,15 @@ def plot_history(run_directory: Path) -> Path:
     return path
 
 
-def lineage(
-    recipe: Recipe, run_directory: Path, start: Any = None, teacher: Path | None = None
-) -> list[dict[str, Any]]:
+def lineage(recipe: Recipe, run_directory: Path, start: Any = None, teacher: Any = None) -> list[dict[str, Any]]:
     """What a run builds on, oldest first: the recipes that it continues, and the teachers.
 
     Parameters
     ----------
     start : ModelCard, optional
         Card of the network that it started from; None: the run that it continues lies in ``run_directory``.
-    teacher : Path, optional
-        Folder of the teachers' runs; None: in ``run_directory``.
+    teacher : Path or ModelCard, optional
+        Folder of the teachers' runs, or the card of the one that taught; None: in ``run_directory``.
 
     Returns
     -------
@@ -726,18 +730,26 @@ def lineage(
         model with a card ``weights_sha256``.
     """
     steps: list[dict[str, Any]] = []
+
+    def add(card: Any, role: str) -> None:
+        own = {"epochs": card.recipe["epochs_run"], "minutes": card.recipe["minutes"]}
+        name, sha256 = card.recipe["name"], card.weights_sha256
+        steps.extend(card.recipe.get("lineage", []))
+        steps.append({"recipe": name, "role": role, **own, "weights_sha256": sha256})
+
     if recipe.continues and start is not None:
-        steps += start.recipe.get("lineage", [])
-        own = {"epochs": start.recipe["epochs_run"], "minutes": start.recipe["minutes"]}
-        steps.append({"recipe": recipe.continues, "role": "continued", **own, "weights_sha256": start.weights_sha256})
+        add(start, "continued")
     elif recipe.continues:
         folder = run_directory / recipe.continues
         steps += lineage(load_recipe(recipe.continues), folder)
         steps.append({"recipe": recipe.continues, "role": "continued", **_epochs_and_minutes(folder)})
-    if recipe.teacher:
+    if recipe.teacher and teacher is not None and not isinstance(teacher, Path):
+        add(teacher, "taught")
+    elif recipe.teacher:
         folder = teacher or run_directory / recipe.teacher
         for each in teacher_recipes(recipe):
             run = folder / f"seed-{each.seed}"
+            steps += lineage(each, run)
             steps.append({"recipe": each.name, "role": "taught", "seed": each.seed, **_epochs_and_minutes(run)})
     return steps
 
@@ -748,7 +760,7 @@ def _epochs_and_minutes(run_directory: Path) -> dict[str, Any]:
 
 
 def card_facts(
-    recipe: Recipe, run_directory: Path, data_root: Path, start: Any = None, teacher: Path | None = None
+    recipe: Recipe, run_directory: Path, data_root: Path, start: Any = None, teacher: Any = None
 ) -> dict[str, Any]:
     """What a model card says about how and on what a run was trained: recipe, history, `lineage`, split hashes."""
     from brainmri.imaging import NETWORK_SIZE

@@ -359,6 +359,20 @@ def test_a_recipe_may_learn_from_a_teacher(collection, tmp_path, monkeypatch):
     assert np.abs(whole.get_weights()[0] - alone.get_weights()[0]).max() > 1e-4
 
 
+@pytest.mark.usefixtures("tiny_blocks")
+def test_a_teacher_may_be_a_finished_vgg16(collection, tmp_path, monkeypatch):
+    stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3}
+    first = _recipe(collection, name="first", seed=4, stages=[stage])
+    monkeypatch.setattr(training, "load_recipe", {"first": first}.__getitem__)
+    recipe = _recipe(collection, teacher="first", teacher_weight=0.5, stages=[stage])
+    whole = training.train(recipe, collection.parent, tmp_path / "whole")  # trains both
+    finished = training.train(first, collection.parent, tmp_path / "whole" / "first" / "seed-4", resume=True)
+    given = training.train(recipe, collection.parent, tmp_path / "given", teacher=finished)
+    assert not (tmp_path / "given" / "first").exists()
+    for a, b in zip(whole.get_weights(), given.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def _halves(size: int, answer: float | None = None):
     """A teacher that answers how bright the left and right half of what it sees are, or always the same."""
     import keras
@@ -784,10 +798,21 @@ def test_a_card_names_all_that_its_run_builds_on(collection, tmp_path, monkeypat
         ("middle", "continued", 2),
         ("oldest", "taught", 1),
     ]
-    card = SimpleNamespace(recipe={"lineage": steps[:1], "epochs_run": 2, "minutes": 3.0}, weights_sha256="abc")
+    card = SimpleNamespace(
+        recipe={"name": "middle", "lineage": steps[:1], "epochs_run": 2, "minutes": 3.0}, weights_sha256="abc"
+    )
     given = training.lineage(recipe, tmp_path / "run", start=card, teacher=tmp_path / "run" / "oldest")
     assert [(s["recipe"], s["epochs"]) for s in given] == [("oldest", 1), ("middle", 2), ("oldest", 1)]
     assert (given[1]["minutes"], given[1]["weights_sha256"]) == (3.0, "abc")
+    teacher_card = SimpleNamespace(
+        recipe={"name": "oldest", "lineage": steps[:1], "epochs_run": 5, "minutes": 6.0}, weights_sha256="def"
+    )
+    taught = training.lineage(recipe, tmp_path / "run", start=card, teacher=teacher_card)
+    assert [(s["recipe"], s["role"], s["epochs"]) for s in taught[2:]] == [
+        ("oldest", "continued", 1),
+        ("oldest", "taught", 5),
+    ]
+    assert taught[-1]["weights_sha256"] == "def"
 
 
 @pytest.mark.usefixtures("tiny_blocks")

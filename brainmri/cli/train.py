@@ -30,7 +30,8 @@ def register(app: typer.Typer) -> None:
         output: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>.")] = None,
         weights: Annotated[str, typer.Option(help="imagenet, none, or a .h5/.npz file.")] = "imagenet",
         teacher: Annotated[
-            Path | None, typer.Option(help="Folder of the runs of the recipe's teachers; trained if empty.")
+            Path | None,
+            typer.Option(help="Folder of the runs of the recipe's teachers, trained if empty; or a teacher's card."),
         ] = None,
         teacher_weights: Annotated[
             str | None,
@@ -92,13 +93,14 @@ def register(app: typer.Typer) -> None:
                 )
 
             before = read_card(start.stem, start.parent) if start else None
+            taught_by = read_card(teacher.stem, teacher.parent) if teacher and teacher.suffix == ".json" else None
             network = training.train(
                 chosen,
                 settings.data.root,
                 run,
                 weights=weights,
                 start=load_network(before, start.parent) if before and start else None,
-                teacher=teacher,
+                teacher=load_network(taught_by, teacher.parent) if taught_by and teacher else teacher,
                 teacher_weights=teacher_weights,
                 views=views,
                 workers=workers,
@@ -111,7 +113,7 @@ def register(app: typer.Typer) -> None:
                 f"{run}: a recipe that names {chosen.name} takes --teacher {run.parent}, runs named seed-N in it"
             )
             return
-        card = training.card_facts(chosen, run, settings.data.root, before, teacher) | {
+        card = training.card_facts(chosen, run, settings.data.root, before, taught_by or teacher) | {
             "id": model_id or chosen.name,
             "intended_use": INTENDED_USE,
             "limits": LIMITS,
