@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from brainmri.cli import app
 from brainmri.decision import DecisionRule
-from brainmri.errors import ExplanationError
+from brainmri.errors import DataError, ExplanationError
 
 
 @pytest.fixture
@@ -157,3 +157,11 @@ def test_the_study_runs_from_a_manifest_and_goes_on(app_settings, tiny_models, t
     repeated = json.loads((tmp_path / "result.json").read_text())
     for part in ("peak_in_mask", "localisation", "faithfulness", "sanity"):
         assert repeated[part] == measured[part]
+    peaks = [*arguments, "--beside", tiny_models / "tiny.json", "--peaks-only"]
+    assert CliRunner().invoke(app, list(map(str, peaks))).exit_code == 0
+    with_two = json.loads((tmp_path / "result.json").read_text())
+    assert with_two == repeated | {"peak_in_mask": [*measured["peak_in_mask"], measured["peak_in_mask"][1]]}
+    peaks[peaks.index("--limit") + 1] = 3
+    refused = CliRunner().invoke(app, list(map(str, peaks)))
+    assert isinstance(refused.exception, DataError)
+    assert json.loads((tmp_path / "result.json").read_text()) == with_two

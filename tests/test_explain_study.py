@@ -154,7 +154,7 @@ def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_model
     with pytest.raises(KeyboardInterrupt):
         study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan)
     monkeypatch.setattr(study, "_localisation_rows", lambda *a: (seen.append("part"), real(*a))[1])
-    beside = (classifier, tiny_models)
+    beside = [(classifier, tiny_models)]
     result = study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan, beside=beside)
     assert len(seen) == 3  # the two finished parts were not measured again
     assert result["elapsed_s"] > 0

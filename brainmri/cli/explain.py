@@ -141,9 +141,17 @@ def explain_eval(
     precision: Annotated[str, typer.Option(help="bfloat16, or float32 (several times slower).")] = "bfloat16",
     model: Annotated[str | None, typer.Option(help="Model id; default: the one in config.yaml.")] = None,
     beside: Annotated[
-        Path | None,
-        typer.Option(metavar="CARD", help="Card (<id>.json beside <id>.keras) of a network trained without masks."),
+        list[Path] | None,
+        typer.Option(
+            metavar="CARD",
+            help="Card (<id>.json beside <id>.keras) of a network whose peaks are measured too, one trained without "
+            "masks say; may be repeated.",
+        ),
     ] = None,
+    peaks_only: Annotated[
+        bool,
+        typer.Option("--peaks-only", help="Only Grad-CAM's peaks; the rest is kept as --output has it (minutes)."),
+    ] = False,
 ) -> None:
     """Measure every method against expert masks, by deletion and insertion, and by randomising weights.
 
@@ -152,8 +160,8 @@ def explain_eval(
     from brainmri.config import load_settings
     from brainmri.data import SPLITS_DIRECTORY, read_manifest, select_split
     from brainmri.documents import write_tables
-    from brainmri.errors import EngineError
-    from brainmri.explain.study import Plan, run_study, tables_of
+    from brainmri.errors import DataError, EngineError
+    from brainmri.explain.study import Plan, measure_peaks, run_study, tables_of
     from brainmri.inference import load_classifier
     from brainmri.model import read_card, write_card
 
@@ -170,12 +178,25 @@ def explain_eval(
     except EngineError:
         classifier = load_classifier(model_id, directory, settings.model.engine)
     plan = dataclasses.replace(Plan(precision=precision), limit=limit)
-    other = None
-    if beside is not None:
-        other = load_classifier(beside.stem, beside.parent), beside.parent
-    with _progress() as progress:
-        result = run_study(classifier, rows, directory, work, plan, progress=progress, beside=other)
+    others = [(load_classifier(card.stem, card.parent), card.parent) for card in beside or []]
     path = output or Path(directory) / f"{model_id}.explanation.json"
+    before: dict[str, Any] = {}
+    if peaks_only:
+        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if (before.get("weights_sha256"), before.get("plan")) != (
+            classifier.card.weights_sha256,
+            dataclasses.asdict(plan),
+        ):
+            raise DataError(
+                f"{path.name}: --peaks-only needs a finished measurement of these weights, precision and limit; run "
+                "the same command without it"
+            )
+    with _progress() as progress:
+        if peaks_only:
+            peaks = measure_peaks([(classifier, directory), *others], rows, limit, progress=progress)
+            result = before | {"peak_in_mask": peaks}
+        else:
+            result = run_study(classifier, rows, directory, work, plan, progress=progress, beside=others)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     temporary.replace(path)

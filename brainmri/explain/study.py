@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,7 +92,7 @@ def run_study(
     plan: Plan | None = None,
     *,
     progress: Progress | None = None,
-    beside: tuple[Classifier, Path | str] | None = None,
+    beside: Sequence[tuple[Classifier, Path | str]] = (),
 ) -> dict[str, Any]:
     """Measure every method.
 
@@ -106,8 +106,8 @@ def run_study(
         Finished parts go to a folder in here that model, data and plan determine; the next run goes on from them.
     progress : callable, optional
         Called with a stage's name; what it returns is called with (done, total).
-    beside : (Classifier, directory), optional
-        Another network, one trained without masks say, whose Grad-CAM is pointed at the same images.
+    beside : sequence of (Classifier, directory)
+        Other networks, one trained without masks say, whose Grad-CAM is pointed at the same images.
 
     Returns
     -------
@@ -122,9 +122,7 @@ def run_study(
     """
     plan = plan or Plan()
     progress = progress or (lambda _name: lambda _done, _total: None)
-    if "mask" not in rows or not (rows["mask"] != "").any():
-        raise DataError("no image of this split has a mask; the manifest needs a 'mask' column with paths")
-    masked = _spread(rows[rows["mask"] != ""], plan.limit)
+    masked = _masked(rows, plan.limit)
     even = _spread(rows, plan.n_faithfulness if plan.limit is None else min(plan.n_faithfulness, plan.limit))
     few = _spread(even, plan.n_sanity)
     key = json.dumps([classifier.card.weights_sha256, classifier.engine.precision, asdict(plan), list(masked["path"])])
@@ -143,15 +141,7 @@ def run_study(
 
         return timed
 
-    networks = [(classifier, directory)] + ([beside] if beside else [])
-    peak_in_mask = [
-        {
-            "model_id": c.card.id,
-            "weights_sha256": c.card.weights_sha256,
-            "subsets": peak_in_mask_rate(c, masked, directory=d, progress=stage(f"Grad-CAM's peak, {c.card.id}")),
-        }
-        for c, d in networks
-    ]
+    peak_in_mask = measure_peaks([(classifier, directory), *beside], masked, progress=stage)
     localisation = _parts(
         folder, "localisation", masked, plan.batch, stage("Localisation"),
         lambda part: _localisation_rows(classifier, explainer, part, plan, folder, set(even["path"])),
@@ -174,6 +164,33 @@ def run_study(
         "faithfulness": _summarise_faithfulness(faithful),
         "sanity": sanity,
     }
+
+
+def measure_peaks(
+    networks: Sequence[tuple[Classifier, Path | str]],
+    rows: pd.DataFrame,
+    limit: int | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """The ``peak_in_mask`` of `run_study` alone: for each network ``model_id``, ``weights_sha256``, ``subsets``."""
+    masked = _masked(rows, limit)
+    return [
+        {
+            "model_id": c.card.id,
+            "weights_sha256": c.card.weights_sha256,
+            "subsets": peak_in_mask_rate(
+                c, masked, directory=d, progress=progress and progress(f"Grad-CAM's peak, {c.card.id}")
+            ),
+        }
+        for c, d in networks
+    ]
+
+
+def _masked(rows: pd.DataFrame, limit: int | None) -> pd.DataFrame:
+    if "mask" not in rows or not (rows["mask"] != "").any():
+        raise DataError("no image of this split has a mask; the manifest needs a 'mask' column with paths")
+    return _spread(rows[rows["mask"] != ""], limit)
 
 
 def _spread(rows: pd.DataFrame, n: int | None) -> pd.DataFrame:
