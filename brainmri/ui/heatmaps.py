@@ -586,7 +586,7 @@ def _bars(methods: dict, measure: str, title: str) -> None:
     ]
     top = max(0.1, *(row["high"] for row in rows))
     base = alt.Chart(pd.DataFrame(rows)).encode(
-        y=alt.Y("Method:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
+        y=alt.Y("Method:N", sort=None, title=None, axis=alt.Axis(labelLimit=260, labelFlush=False))
     )
     bars = base.mark_bar(height={"band": 0.6}).encode(
         x=alt.X("value:Q", title=title, scale=alt.Scale(domain=[0, top], nice=True)),
@@ -596,7 +596,8 @@ def _bars(methods: dict, measure: str, title: str) -> None:
         tooltip=["Method", alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("low:Q", format=".3f"),
                  alt.Tooltip("high:Q", format=".3f")],
     )  # fmt: skip
-    lines = base.mark_rule(strokeWidth=2, color="#52606d").encode(x="low:Q", x2="high:Q")
+    ink = "#e4e7eb" if st.context.theme.type == "dark" else "#323f4b"  # to be seen on the bar and beside it
+    lines = base.mark_rule(strokeWidth=2, color=ink).encode(x="low:Q", x2="high:Q")
     st.altair_chart(bars + lines, width="stretch")
 
 
