@@ -182,6 +182,13 @@ def dtype_policy(name: str) -> Iterator[None]:
         keras.mixed_precision.set_global_policy(before)
 
 
+def copy_network(network: keras.Model) -> keras.Model:
+    """The same plain network, built anew under the precision policy that is set (`dtype_policy`)."""
+    copy = build_network(input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
 def load_imagenet(network: keras.Model, weights: str, blocks: tuple[int, ...] = (1, 2, 3, 4, 5)) -> tuple[str, ...]:
     """Put ImageNet convolutions into a network whose input is grey in [0, 1], repeated to three channels.
 

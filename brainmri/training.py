@@ -140,7 +140,7 @@ def train(
     """
     import keras
 
-    from brainmri.model import dtype_policy
+    from brainmri.model import copy_network, dtype_policy
 
     if any(stage.sharpness for stage in recipe.stages) and keras.backend.backend() != "tensorflow":
         raise ConfigError(
@@ -165,7 +165,7 @@ def train(
             return _finish(recipe, network, start, lambda: load("val"))
         teachers = []
         if recipe.teacher and isinstance(teacher, keras.Model):
-            teachers = [_in_training_precision(teacher)]
+            teachers = [copy_network(teacher)]
         elif recipe.teacher:
             folder = teacher or run.directory / recipe.teacher
             of_each = {"weights": weights, "teacher_weights": teacher_weights} | how
@@ -174,7 +174,7 @@ def train(
         if recipe.continues and start is None:
             start = _train_before(recipe, data_root, run, weights, teacher_weights, how)
         if recipe.start_teaches:
-            teachers.append(_in_training_precision(start))
+            teachers.append(copy_network(start))
         data, held_out = load("train"), load("val")
         keras.utils.set_random_seed(recipe.seed)
         for number in range(run.state["stage"], len(recipe.stages)):
@@ -190,26 +190,19 @@ def teacher_recipes(recipe: Recipe) -> list[Recipe]:
 
 
 def _train_teacher(recipe: Recipe, data_root: Path, folder: Path, *, weights: str, teacher_weights: str | None, **how):
+    from brainmri.model import copy_network
+
     run = folder / f"seed-{recipe.seed}"
     begun = (run / "state.json").exists()
     if recipe.architecture == "vgg16":
         network = train(recipe, data_root, run, weights=weights, teacher_weights=teacher_weights, resume=begun, **how)
-        return _in_training_precision(network)
+        return copy_network(network)  # of float32: it answers in the precision that its pupil trains in
     if not begun and teacher_weights is None:
         raise ConfigError(
             f"{run}: no trained {recipe.name} there; name the folder of its runs with --teacher, or what it starts "
             "from with --teacher-weights (a file of scripts/teacher_weights.py, or none)"
         )
     return train(recipe, data_root, run, weights=teacher_weights or "none", resume=begun, **how)
-
-
-def _in_training_precision(network):
-    """The same plain network, built anew under the policy that is set."""
-    from brainmri.model import build_network
-
-    copy = build_network(input_size=network.input_shape[1])
-    copy.set_weights(network.get_weights())
-    return copy
 
 
 def _train_before(recipe: Recipe, data_root: Path, run: _Run, weights: str, teacher_weights: str | None, how: dict):
@@ -730,21 +723,14 @@ def lineage(recipe: Recipe, run_directory: Path, start: Any = None, teacher: Any
         model with a card ``weights_sha256``.
     """
     steps: list[dict[str, Any]] = []
-
-    def add(card: Any, role: str) -> None:
-        own = {"epochs": card.recipe["epochs_run"], "minutes": card.recipe["minutes"]}
-        name, sha256 = card.recipe["name"], card.weights_sha256
-        steps.extend(card.recipe.get("lineage", []))
-        steps.append({"recipe": name, "role": role, **own, "weights_sha256": sha256})
-
     if recipe.continues and start is not None:
-        add(start, "continued")
+        steps += _steps_of_card(start, "continued")
     elif recipe.continues:
         folder = run_directory / recipe.continues
         steps += lineage(load_recipe(recipe.continues), folder)
         steps.append({"recipe": recipe.continues, "role": "continued", **_epochs_and_minutes(folder)})
     if recipe.teacher and teacher is not None and not isinstance(teacher, Path):
-        add(teacher, "taught")
+        steps += _steps_of_card(teacher, "taught")
     elif recipe.teacher:
         folder = teacher or run_directory / recipe.teacher
         for each in teacher_recipes(recipe):
@@ -752,6 +738,12 @@ def lineage(recipe: Recipe, run_directory: Path, start: Any = None, teacher: Any
             steps += lineage(each, run)
             steps.append({"recipe": each.name, "role": "taught", "seed": each.seed, **_epochs_and_minutes(run)})
     return steps
+
+
+def _steps_of_card(card: Any, role: str) -> list[dict[str, Any]]:
+    made = card.recipe
+    own = {"recipe": made["name"], "role": role, "epochs": made["epochs_run"], "minutes": made["minutes"]}
+    return [*made.get("lineage", []), own | {"weights_sha256": card.weights_sha256}]
 
 
 def _epochs_and_minutes(run_directory: Path) -> dict[str, Any]:

@@ -92,15 +92,19 @@ def register(app: typer.Typer) -> None:
                     note=f"loss {event['loss']:.3f}, val {event['val_accuracy']:.3f}, {minutes:.0f} min left",
                 )
 
-            before = read_card(start.stem, start.parent) if start else None
-            taught_by = read_card(teacher.stem, teacher.parent) if teacher and teacher.suffix == ".json" else None
+            def finished(card_file: Path):
+                card = read_card(card_file.stem, card_file.parent)
+                return card, load_network(card, card_file.parent)
+
+            before, start_network = finished(start) if start else (None, None)
+            taught_by, answers = finished(teacher) if teacher and teacher.suffix == ".json" else (teacher, teacher)
             network = training.train(
                 chosen,
                 settings.data.root,
                 run,
                 weights=weights,
-                start=load_network(before, start.parent) if before and start else None,
-                teacher=load_network(taught_by, teacher.parent) if taught_by and teacher else teacher,
+                start=start_network,
+                teacher=answers,
                 teacher_weights=teacher_weights,
                 views=views,
                 workers=workers,
@@ -113,7 +117,7 @@ def register(app: typer.Typer) -> None:
                 f"{run}: a recipe that names {chosen.name} takes --teacher {run.parent}, runs named seed-N in it"
             )
             return
-        card = training.card_facts(chosen, run, settings.data.root, before, taught_by or teacher) | {
+        card = training.card_facts(chosen, run, settings.data.root, before, taught_by) | {
             "id": model_id or chosen.name,
             "intended_use": INTENDED_USE,
             "limits": LIMITS,

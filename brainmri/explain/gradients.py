@@ -101,9 +101,7 @@ class GradientNetwork:
 
 
 def _bfloat16_copy(network: keras.Model) -> keras.Model:
-    from brainmri.model import build_network, dtype_policy
+    from brainmri.model import copy_network, dtype_policy
 
     with dtype_policy("mixed_bfloat16"):
-        copy = build_network(input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units)
-    copy.set_weights(network.get_weights())
-    return copy
+        return copy_network(network)

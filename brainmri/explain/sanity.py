@@ -26,10 +26,9 @@ def cascade(network: keras.Model, seed: int = 0) -> Iterator[tuple[str, keras.Mo
     It is one copy that changes from stage to stage; the network given is only read. Kernels are drawn by their own
     initialiser (He), biases are set to zero.
     """
-    from brainmri.model import LOGITS_LAYER, build_network
+    from brainmri.model import copy_network
 
-    copy = build_network(input_size=network.input_shape[1], n_classes=network.get_layer(LOGITS_LAYER).units)
-    copy.set_weights(network.get_weights())
+    copy = copy_network(network)
     yield "intact", copy
     generator = np.random.default_rng(seed)
     for stage in STAGES:
