@@ -33,6 +33,8 @@ class Source(_Strict):
         Groups drawn each epoch (None: all); one image a group.
     repeat : int
         Draws of each drawn group each epoch.
+    taught : bool
+        With teachers: they answer for its views as well; else its labels alone count, where teachers know no better.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Source(_Strict):
     split_column: str = "split"
     per_epoch: int | None = None
     repeat: int = 1
+    taught: bool = True
 
 
 class Stage(_Strict):

@@ -46,6 +46,7 @@ SETS = {
     "lgg-test": ("lgg", "split", "test"),
     "brisc-notumor-test": ("brisc_notumor", "split", "test"),
     "br35h-tumour-test": ("br35h_tumour", "split", "test"),
+    "elsewhere-test": ("elsewhere", "split", "test"),
 }
 """Part of the suite -> data folder, split column, split."""
 PARTS = (*SETS, "out-of-distribution", "preprocessing", "shortcuts", "robustness")
@@ -75,8 +76,8 @@ def calibrate(
     """Fit temperature, conformal quantiles, tumour threshold and gate; write ``<id>.npz`` and the card.
 
     The gate learns from the training split, from the training splits of the other collections that lie beside it
-    (``lgg``, ``brisc_notumor``, ``br35h_tumour``) and from drawn outliers; everything else, and the gate's limits, come
-    from validation.
+    (``lgg``, ``brisc_notumor``, ``br35h_tumour``, ``elsewhere``) and from drawn outliers; everything else, and the
+    gate's limits, come from validation.
 
     Returns
     -------
@@ -218,7 +219,7 @@ def is_head_ct(table: pd.DataFrame) -> np.ndarray:
 def _other_training(images: Path | str | None) -> list[pd.DataFrame]:
     """Training rows of the collections beside the main one, where they are."""
     found = []
-    for name in ("lgg", "brisc_notumor", "br35h_tumour"):
+    for name in ("lgg", "brisc_notumor", "br35h_tumour", "elsewhere"):
         folder = Path(images).parent / name if images is not None else None
         if folder is not None and folder.is_dir():
             table = runs.read_rows(SPLITS_DIRECTORY / f"{name}.csv", folder, "split")
@@ -276,8 +277,8 @@ def run_suite(
     Parameters
     ----------
     data : path
-        Holds ``brain_tumor_mri``, ``lgg``, ``brisc_notumor``, ``br35h_tumour`` (each with ``manifest.csv``),
-        ``out_of_distribution/<kind>/`` and ``dicom/head_t1``; what is missing is left out.
+        Holds ``brain_tumor_mri``, ``lgg``, ``brisc_notumor``, ``br35h_tumour``, ``elsewhere`` (each with
+        ``manifest.csv``), ``out_of_distribution/<kind>/`` and ``dicom/head_t1``; what is missing is left out.
     only : sequence of str, optional
         Some of ``PARTS``.
 
@@ -446,7 +447,7 @@ def _renew_copies(classifier: Classifier, output: Path) -> dict[str, Run]:
 
 def _copied(clean: Run, known: dict[str, Run | None]) -> dict[str, Any]:
     """The shortcut panel's figures of other collections: each is None where its run is missing."""
-    found: dict[str, Any] = dict.fromkeys(("lgg_by_sequence", "within_plane", "br35h_groups"))
+    found: dict[str, Any] = dict.fromkeys(("lgg_by_sequence", "within_plane", "br35h_groups", "elsewhere"))
     if lgg := known["lgg-test"]:
         found["lgg_by_sequence"] = {
             row["value"]: {"roc_auc": row["tumour_roc_auc"], "interval": row["tumour_roc_auc_interval"], "n": row["n"]}
@@ -458,7 +459,22 @@ def _copied(clean: Run, known: dict[str, Run | None]) -> dict[str, Any]:
     if br35h := known["br35h-tumour-test"]:
         binary = br35h.metrics["tumour_vs_none"]
         found["br35h_groups"] = {"found": binary["tumour_groups_found"], "groups": binary["tumour_groups"]}
+    if elsewhere := known["elsewhere-test"]:
+        found["elsewhere"] = _by_head(elsewhere.predictions())
     return found
+
+
+def _by_head(predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """Heads from other scanners: of each, its slices with a tumour and those without, called and answered right."""
+    none = predictions["predicted"].astype(str) == NO_TUMOR
+    healthy = predictions["label"].astype(str) == NO_TUMOR
+    called = none == healthy
+    answered = called & (predictions["decision"].astype(str) == "class")
+    rows = []
+    for (head, without), part in predictions.groupby(["group", healthy.rename("healthy")], observed=True, sort=False):
+        figures = {"n": len(part), "called": int(called[part.index].sum()), "answered": int(answered[part.index].sum())}
+        rows.append({"head": str(head), "tumour": not without} | figures)
+    return rows
 
 
 def _healthy_head(predictions: pd.DataFrame) -> dict[str, Any] | None:

@@ -487,6 +487,7 @@ class _Batches:
         self.data, self.recipe, self.stage, self.number, self.views = data, recipe, stage, number, views
         self.teachers = [_of_views(t, view_size) for t in teachers]
         self.weights = sample_weights(data, recipe)
+        self.untaught = np.isin(data.source, [source.name for source in recipe.sources if not source.taught])
         n = len(epoch_indices(data, recipe, 0))
         self.size = min(recipe.batch_size, n)
         # What a whole number of batches leaves over waits for another epoch: XLA compiles for one size.
@@ -559,7 +560,12 @@ class _Batches:
             share, grey = rng.random((mixed, 1, 1), np.float32), image.astype(np.float32)
             image[:mixed] = np.rint(share * grey[:mixed] + (1 - share) * np.roll(grey, 1, axis=0)[:mixed])
             targets[:mixed], known[:mixed] = 1, False
-        classes = np.concatenate([targets, self._taught(image, rng)], axis=1) if self.teachers else targets
+        classes = targets
+        if self.teachers:
+            answers, untaught = self._taught(image, rng), self.untaught[drawn.index[chosen]]
+            untaught[:mixed] = False
+            answers[untaught] = targets[untaught] / targets[untaught].sum(axis=1, keepdims=True)
+            classes = np.concatenate([targets, answers], axis=1)
         if not self.recipe.mask_weight:
             return image, classes, weights
         fraction = mask_cells(mask, self.stage.input_size // 16) / np.float32(255)
@@ -580,7 +586,7 @@ class _Batches:
         of all of them would give, at the cost of one.
         """
         teacher = self.teachers[rng.integers(len(self.teachers))]
-        return np.asarray(teacher.predict_on_batch(image[:, :, ::-1] if rng.random() < 0.5 else image))
+        return np.array(teacher.predict_on_batch(image[:, :, ::-1] if rng.random() < 0.5 else image))
 
 
 def _sharpness_aware(network, radius: float):

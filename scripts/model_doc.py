@@ -198,6 +198,10 @@ def shortcut_table(clean: dict[str, Any]) -> str:
         lines.append(
             f"| head_t1, slices that show brain: answered with no tumour | {n} | {head['brain_answered_none']} |"
         )
+    for row in panel.get("elsewhere") or []:
+        shown = "with a tumour: called one" if row["tumour"] else "without a tumour: called so"
+        figure = f"{row['called']} ({row['answered']})"
+        lines.append(f"| elsewhere, {row['head']}, slices {shown} (answered so) | {row['n']} | {figure} |")
     painted = panel.get("counterfactuals") or {}
     methods = {name: row for name, row in painted.items() if isinstance(row, dict) and "changed" in row}
     for name, row in methods.items():

@@ -277,6 +277,11 @@ def test_gate_and_shortcuts_come_from_the_runs_that_hold_them(open_page, save):
         "within_plane": {"ax": {"roc_auc": 0.8, "interval": None, "n_tumour": 5, "n_none": 6}},
         "br35h_groups": {"found": 9, "groups": 10},
         "head_t1": {"n": 24, "n_brain": 13, "brain_called_none": 8, "brain_answered_none": 2},
+        "elsewhere": [
+            {"head": "a", "tumour": False, "n": 40, "called": 31, "answered": 12},
+            {"head": "b", "tumour": False, "n": 10, "called": 6, "answered": 2},
+            {"head": "b", "tumour": True, "n": 7, "called": 5, "answered": 4},
+        ],
         "counterfactuals": {
             "n": 50,
             "n_elsewhere": 44,
@@ -321,7 +326,9 @@ def test_gate_and_shortcuts_come_from_the_runs_that_hold_them(open_page, save):
     assert page.table[0].value["Rejected"].iloc[-1] == "–"
     page = open_tab(open_page, "Shortcuts")
     rows = page.table[-1].value["Figure"]
-    assert len(rows) == 13
+    assert len(rows) == 15
+    assert rows.filter(like="2 heads from other scanners, slices without a tumour").iloc[0] == "37 (14) of 50"
+    assert rows.filter(like="1 head from other scanners, slices with one").iloc[0] == "5 (4) of 7"
     assert rows.filter(like="Tumour painted away (the mirrored half)").iloc[0] == "0.700 [0.600, 0.800]"
     assert rows.filter(like="FLAIR").iloc[0] == "0.910 [0.800, 0.950]"
     assert rows.filter(like="head blanked out: AUC").iloc[0] == "0.700"

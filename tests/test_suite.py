@@ -372,3 +372,31 @@ def test_of_the_healthy_head_slices_with_brain_are_counted_apart():
         "n_brain": 3, "brain_accepted": 3, "brain_called_none": 2, "brain_answered_none": 1,
     }  # fmt: skip
     assert suite._healthy_head(predictions[predictions["kind"] == "photo"]) is None
+
+
+def test_heads_from_elsewhere_are_counted_one_by_one():
+    predictions = pd.DataFrame(
+        {
+            "group": pd.Categorical(["b", "b", "b", "a", "b"]),
+            "label": pd.Categorical(["notumor", "notumor", "tumour", "notumor", "tumour"]),
+            "predicted": ["notumor", "glioma", "meningioma", "notumor", "notumor"],
+            "decision": ["undecided", "class", "class", "class", "class"],
+        }
+    )
+    assert suite._by_head(predictions) == [
+        {"head": "b", "tumour": False, "n": 2, "called": 1, "answered": 0},
+        {"head": "b", "tumour": True, "n": 2, "called": 1, "answered": 1},
+        {"head": "a", "tumour": False, "n": 1, "called": 1, "answered": 1},
+    ]
+
+
+def test_heads_of_the_elsewhere_manifest_are_in_one_split_each():
+    table = pd.read_csv(SPLITS_DIRECTORY / "elsewhere.csv", keep_default_na=False)
+    heads = script("elsewhere", SCRIPTS).HEADS
+    assert set(table["head"]) == set(heads)
+    assert table.groupby("head")["split"].unique().str.len().max() == 1
+    assert table["split"].eq(table["head"].map(lambda name: heads[name].split)).all()
+    archives = {split: {h.archive for h in heads.values() if h.split == split} for split in ("train", "val", "test")}
+    assert not archives["train"] & archives["test"]
+    assert not archives["val"] & (archives["train"] | archives["test"])
+    assert set(table.loc[table["label"] == "tumour", "split"]) == {"test"}

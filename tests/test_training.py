@@ -462,6 +462,21 @@ def test_of_a_mixture_only_the_teacher_says_what_it_is(collection):
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+def test_of_a_source_that_is_not_taught_the_labels_alone_count(collection):
+    first, *others = _recipe(collection).sources
+    taught = _recipe(collection, teacher="first", teacher_weight=0.5)
+    alone = _recipe(
+        collection, teacher="first", teacher_weight=0.5, sources=[first.model_copy(update={"taught": False})]
+    )
+    assert not others
+    data = views.load_training_set(taught, collection.parent, "train")
+    for recipe, answer in ((taught, 0.9), (alone, None)):
+        _, y, _ = _batches(recipe, data, teachers=[_halves(32, 0.9)]).of_epoch(0)[0]
+        expected = y[:, :4] / y[:, :4].sum(axis=1, keepdims=True) if answer is None else np.full((4, 4), answer)
+        np.testing.assert_allclose(y[:, 4:], expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
 def test_epochs_cycle_over_the_draws_in_another_order_and_mirrored(collection):
     stage = {"input_size": 32, "epochs": 4, "learning_rate": 1e-3}
     recipe = _recipe(collection, draws=2, stages=[stage], batch_size=20)

@@ -767,6 +767,18 @@ def _within_source(run: Run, found: list[Run], panel: dict[str, Any]) -> list[di
                 "all",
             )
         )
+    for tumour, title in ((False, "slices without a tumour"), (True, "slices with one")):
+        if heads := [row for row in panel.get("elsewhere") or [] if row["tumour"] == tumour]:
+            n, called, answered = (sum(row[key] for row in heads) for key in ("n", "called", "answered"))
+            rows.append(
+                _row(
+                    f"{displays.counted(len(heads), 'head')} from other scanners, {title}: "
+                    "likeliest class right, tumour or none (answered so)",
+                    f"{called} ({answered}) of {n}",
+                    n,
+                    "all",
+                )
+            )
     return rows
 
 
