@@ -515,13 +515,17 @@ def reset_password(database: Database, actor: User | None, username: str) -> str
 
     Raises
     ------
-    AccountError, PermissionDeniedError
+    AccountError
+        No such user, or the actor: whose session would end before the password is shown.
+    PermissionDeniedError
     """
     password = one_time_password()
     password_hash = _hash(password)
     with database.write() as session:
         _require_admin(session, actor)
         row = _find(session, username)
+        if actor is not None and row.id == actor.id:
+            raise AccountError("This is your own account; change its password under Account.")
         row.password_hash, row.must_change_password = password_hash, True
         session.execute(sa.delete(SessionRow).where(SessionRow.user_id == row.id))
         session.execute(sa.delete(FailureRow).where(FailureRow.username == row.username))

@@ -544,10 +544,12 @@ def run_chunks(
     done = {Path(p).name.removesuffix(".parquet") for p in fs.ls(parts, detail=False)} if fs.isdir(parts) else set()
     summary = Summary(total_files=total)
     resumed = 0
+    names: list[str] = []  # what is put together: a later listing may name other chunks, which nobody answered
 
     def open_chunks() -> Iterator[Chunk]:
         nonlocal resumed
         for chunk in list_chunks(job):
+            names.append(chunk.name)
             if chunk.name in done:
                 resumed += len(chunk.files)
             else:
@@ -566,18 +568,31 @@ def run_chunks(
         )
         if progress:
             progress(summary)
-    summary = replace(summary, files=resumed + answered, resumed_files=resumed)
-    _finish_output(job, job_sha256)
+    files = resumed + answered
+    summary = replace(summary, files=files, total_files=files, resumed_files=resumed)
+    _finish_output(job, names)
+    if _survey(job)[1] != _job_sha256(names):
+        _log.warning(
+            "%s: files came, went or changed while the job ran, and %s holds what was found first; run the same "
+            "command again%s",
+            job.root,
+            job.output,
+            ", with --overwrite" if job.single_file else "",
+        )
     return replace(summary, elapsed_s=time.perf_counter() - start)
 
 
 def _survey(job: Job) -> tuple[int, str]:
     """Number of files, and a hash of the whole plan."""
-    total, digest = 0, hashlib.sha256()
+    total, names = 0, []
     for chunk in list_chunks(job):
         total += len(chunk.files)
-        digest.update(chunk.name.encode())
-    return total, digest.hexdigest()
+        names.append(chunk.name)
+    return total, _job_sha256(names)
+
+
+def _job_sha256(names: list[str]) -> str:
+    return hashlib.sha256("".join(names).encode()).hexdigest()
 
 
 def _claim_output(job: Job, job_sha256: str, overwrite: bool) -> bool:
@@ -597,8 +612,12 @@ def _claim_output(job: Job, job_sha256: str, overwrite: bool) -> bool:
         with fs.open(output, "rb") as file:
             try:
                 found = (pq.read_schema(file).metadata or {}).get(b"brainmri_job", b"").decode()
-            except OSError:
-                found = "no Parquet file"
+            except (OSError, ValueError) as error:  # what pyarrow raises is one or the other
+                if not overwrite:
+                    raise StorageError(
+                        f"{job.output}: is no Parquet file; choose another --output, or --overwrite"
+                    ) from error
+                found = ""
         if found == job_sha256:
             return True
         if not overwrite:
@@ -617,10 +636,10 @@ def _claim_output(job: Job, job_sha256: str, overwrite: bool) -> bool:
     return False
 
 
-def _finish_output(job: Job, job_sha256: str) -> None:
-    """Drop parts of files that changed or went meanwhile; make the single file where one is asked for."""
+def _finish_output(job: Job, names: list[str]) -> None:
+    """Drop parts of files that have changed or gone since; make the single file where one is asked for."""
     fs, parts = file_system(job.parts)
-    names = [chunk.name for chunk in list_chunks(job)]
+    fs.invalidate_cache()  # the parts were written by other processes
     planned = {f"{name}.parquet" for name in names}
     for folder in (parts, f"{parts}/_bad"):
         if fs.isdir(folder):
@@ -631,8 +650,13 @@ def _finish_output(job: Job, job_sha256: str) -> None:
     if fs.isdir(f"{parts}/_tries"):
         fs.rm(f"{parts}/_tries", recursive=True)
     if job.single_file:
-        _merge(f"{parts}/_bad", names, job.bad, bad_schema(), job_sha256)
-        _merge(parts, names, job.output, schema(), job_sha256)
+        if lost := next((name for name in names if not fs.exists(f"{parts}/{name}.parquet")), None):
+            raise StorageError(
+                f"{job.parts}: {lost}.parquet is gone; with no other job on this --output, run the same command again"
+            )
+        with_bad = [name for name in names if fs.exists(f"{parts}/_bad/{name}.parquet")]
+        _merge(f"{parts}/_bad", with_bad, job.bad, bad_schema(), _job_sha256(names))
+        _merge(parts, names, job.output, schema(), _job_sha256(names))
         fs.rm(parts, recursive=True)
 
 
@@ -648,12 +672,10 @@ def _merge(folder: str, names: list[str], url: str, table_schema: pyarrow.Schema
         pq.ParquetWriter(file, table_schema.with_metadata({"brainmri_job": job_sha256}), compression="zstd") as writer,
     ):
         for name in names:
-            part = f"{folder}/{name}.parquet"
-            if fs.exists(part):
-                with fs.open(part, "rb") as source:
-                    table = pq.read_table(source)
-                if len(table):
-                    writer.write_table(table.cast(table_schema.with_metadata({"brainmri_job": job_sha256})))
+            with fs.open(f"{folder}/{name}.parquet", "rb") as source:
+                table = pq.read_table(source)
+            if len(table):
+                writer.write_table(table.cast(table_schema.with_metadata({"brainmri_job": job_sha256})))
     fs.mv(aside, path)
 
 

@@ -91,6 +91,14 @@ class StudyRecord(Base):
     series_length: Mapped[int | None]
     position_mm: Mapped[float | None] = mapped_column(sa.Double)
 
+    @property
+    def slice_of(self) -> tuple[int, int] | None:
+        """Which slice of how many; None outside a series."""
+        # Cases filed by hand have no series, yet were numbered once.
+        if self.series_uid is None or self.series_index is None or self.series_length is None:
+            return None
+        return self.series_index, self.series_length
+
 
 class Verdict(Base):
     """What a reader says about a slice. A new one does not replace the old one in the table, only on the page."""
@@ -145,6 +153,17 @@ class TimelineEntry:
     study: Study
     place: StudyRecord
     verdicts: tuple[tuple[Verdict, str], ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A kept stack: each slice once, with its newest answer, in anatomical order.
+
+    ``record_ids`` names all its answers, older ones as well.
+    """
+
+    records: tuple[Record, ...]
+    record_ids: frozenset[int]
 
 
 def create_patient(
@@ -309,7 +328,8 @@ def file_records(
 ) -> Study:
     """Put records into a patient's study, in the order of their series; the study is made at first need.
 
-    A record that lay in another study moves, and the move is kept as an edit of both patients.
+    Without a ``series_uid`` they are cases of their own, which no series answer counts. A record that lay in another
+    study moves, and the move is kept as an edit of both patients.
 
     Raises
     ------
@@ -325,6 +345,7 @@ def file_records(
             study = Study(patient_id=patient_id, study_uid=study_uid or None, title=title[:200])
             session.add(study)
             session.flush()
+        numbered = series_uid is not None and len(records) > 1
         for i, record in enumerate(records):
             if not session.scalar(sa.select(sa.exists().where(Record.id == record.id, visible_to(user)))):
                 raise StorageError(f"there is no case {record.id} among yours; nothing was filed")
@@ -341,8 +362,8 @@ def file_records(
                     record_id=record.id,
                     study_id=study.id,
                     series_uid=series_uid,
-                    series_index=i + 1 if len(records) > 1 else None,
-                    series_length=len(records) if len(records) > 1 else None,
+                    series_index=i + 1 if numbered else None,
+                    series_length=len(records) if numbered else None,
                     position_mm=positions_mm[i] if i < len(positions_mm) else None,
                 )
             )
@@ -387,6 +408,45 @@ def timeline(database: Database, user: User, patient_id: int) -> list[TimelineEn
         for verdict, who in session.execute(query):
             said.setdefault(verdict.record_id, []).append((verdict, who))
     return [TimelineEntry(r, s, place, tuple(said.get(r.id, ()))) for r, s, place in rows]
+
+
+def series_stacks(kept: Sequence[tuple[Record, StudyRecord]]) -> list[Stack]:
+    """The stacks of more than one slice among the records of one study, those kept first in front.
+
+    A series may be kept again, whole or in part, and may hold several stacks (planes, echoes): what was kept at once is
+    one stack, and so is what was kept at different times but has a slice in common.
+    """
+    filings: list[list[tuple[Record, StudyRecord]]] = []
+    of_series = [k for k in kept if k[1].series_uid is not None]
+    for record, place in sorted(of_series, key=lambda k: (k[1].series_uid or "", k[0].id)):
+        before = filings[-1][-1][1] if filings else None
+        # The numbers start again where the series, or another stack of it, was kept.
+        if (
+            before is None
+            or place.series_uid != before.series_uid
+            or (place.series_index or 1) <= (before.series_index or 1)
+        ):
+            filings.append([])
+        filings[-1].append((record, place))
+    stacks: list[list[tuple[Record, StudyRecord]]] = []
+    for filing in filings:
+        keys = {_slice_key(*k) for k in filing}
+        same = [s for s in stacks if any(_slice_key(*k) in keys for k in s)]
+        stacks = [s for s in stacks if s not in same] + [[k for s in same for k in s] + filing]
+    found = [_stack(s) for s in stacks if any(place.series_length for _, place in s)]
+    return sorted(found, key=lambda s: min(s.record_ids))
+
+
+def _slice_key(record: Record, place: StudyRecord) -> tuple:
+    return place.series_uid, record.sop_instance_uid or record.image_sha256, record.frame
+
+
+def _stack(kept: Sequence[tuple[Record, StudyRecord]]) -> Stack:
+    newest = list({_slice_key(*k): k for k in kept}.values())  # oldest first, so the last of a slice is its newest
+    placed = all(place.position_mm is not None for _, place in newest)
+    # A part that was kept by itself was numbered by itself.
+    newest.sort(key=lambda k: (round(k[1].position_mm or 0.0, 3) if placed else 0.0, k[1].series_index or 1))
+    return Stack(tuple(record for record, _ in newest), frozenset(record.id for record, _ in kept))
 
 
 def add_verdict(database: Database, user: User, record_id: int, verdict: str, note: str = "") -> Verdict:
@@ -450,7 +510,8 @@ def export_patient(database: Database, settings: Settings, user: User, patient_i
                 archive.writestr(picture, _png(load_slice(settings, r).pixels))
             except BrainMRIError as error:
                 picture = f"not readable: {error}"
-            where = [entry.study.id, entry.study.study_uid, place.series_uid, place.series_index, place.position_mm]
+            number = place.slice_of[0] if place.slice_of else None
+            where = [entry.study.id, entry.study.study_uid, place.series_uid, number, place.position_mm]
             answer = [
                 r.decision,
                 r.label,

@@ -286,19 +286,15 @@ def verify(database: Database, content: bytes, user: User | None = None) -> Veri
 def _series_text(database: Database, user: User, place: StudyRecord) -> str:
     """What the kept slices of the record's series say together."""
     from brainmri.dicom.series import answer_series
-    from brainmri.patients import StudyRecord
+    from brainmri.patients import StudyRecord, series_stacks
 
-    if not place.series_length:
+    if place.slice_of is None:
         return ""
     with database.read() as session:
-        records = list(
-            session.scalars(
-                sa.select(Record)
-                .join(StudyRecord, StudyRecord.record_id == Record.id)
-                .where(
-                    StudyRecord.study_id == place.study_id, StudyRecord.series_uid == place.series_uid, visible_to(user)
-                )
-                .order_by(StudyRecord.series_index)
-            )
-        )
-    return answer_series(records).text
+        kept = session.execute(
+            sa.select(Record, StudyRecord)
+            .join(StudyRecord, StudyRecord.record_id == Record.id)
+            .where(StudyRecord.study_id == place.study_id, StudyRecord.series_uid == place.series_uid, visible_to(user))
+        ).all()
+    stacks = series_stacks([(record, at) for record, at in kept])
+    return next((answer_series(s.records).text for s in stacks if place.record_id in s.record_ids), "")

@@ -247,8 +247,8 @@ def _draw_patient(page: _Page, content: Content) -> None:
         rows.append(("Sex", SEXES[patient.sex]))
     spacing = record.spacing_mm
     right = [("Slice", record.name)]
-    if place and place.series_index:
-        right.append(("Series", f"slice {place.series_index} of {place.series_length}"))
+    if place and place.slice_of:
+        right.append(("Series", "slice {} of {}".format(*place.slice_of)))
     size = f"{record.width} × {record.height} px"
     right.append(("Image", size + (f", {spacing[0]:.2f} × {spacing[1]:.2f} mm" if spacing else ", scale unknown")))
     right.append(("Answered", when_text(record.created_at)))

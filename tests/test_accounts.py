@@ -450,6 +450,14 @@ def test_a_reset_password_works_once_until_it_is_changed(database):
     assert not user.must_change_password
 
 
+def test_nobody_resets_their_own_password_but_on_the_command_line(database):
+    admin = add(database, "admin", "admin")
+    with pytest.raises(AccountError, match="your own account; change its password under Account"):
+        accounts.reset_password(database, admin, "Admin")
+    assert not sign_in(database, "admin")[0].must_change_password
+    assert accounts.reset_password(database, None, "admin")
+
+
 ADMIN_ACTS = {
     "add": lambda d, a: accounts.add_user(d, a, username="eve", name="Eve", role="admin", password=PASSWORD),
     "reset": lambda d, a: accounts.reset_password(d, a, "ada"),

@@ -289,6 +289,72 @@ def test_urls_and_the_same_writer_in_process(images, tmp_path, settings):
     assert not remote.exists("/results.parquet.parts")
 
 
+def executing(job, meanwhile):
+    """What `run_chunks` asks for, in this process; `meanwhile` is told how many chunks are done, and last None."""
+
+    def execute(chunks):
+        worker = ChunkWorker(job)
+        for n, chunk in enumerate(chunks):
+            meanwhile(n)
+            yield chunk, *worker.run(chunk)
+        meanwhile(None)
+
+    return execute
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "results"])
+def test_files_that_come_and_change_at_the_end_cost_no_answer(images, tmp_path, settings, caplog, name):
+    def meanwhile(n):
+        if n is None:
+            (images / "series 1" / "new.png").write_bytes((images / "series 1" / "001.png").read_bytes())
+            (images / "series 0" / "002.png").write_bytes((images / "series 0" / "000.png").read_bytes())
+
+    job = make_job(images, tmp_path / name, settings, chunk_files=8)
+    summary = run_chunks(job, executing(job, meanwhile))
+    assert (summary.files, summary.rows) == (43, 40)
+    table = pd.read_parquet(job.output)
+    assert len(pd.read_parquet(job.bad)) == 3
+    assert sorted(table["path"]) == sorted(f"series {i % 2}/{i:03}.png" for i in range(40))
+    assert "while the job ran" in caplog.text
+    assert ("--overwrite" in caplog.text) is job.single_file
+    if job.single_file:  # it does not pass for the answers to all files
+        with pytest.raises(StorageError, match="other images"):
+            run_archive(job)
+    caplog.clear()
+    run_archive(job, overwrite=job.single_file)
+    check(pd.read_parquet(job.output), pd.read_parquet(job.bad), images)
+    assert "while the job ran" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "results"])
+def test_a_file_that_comes_before_its_folder_is_dealt_out_is_answered(images, tmp_path, settings, caplog, name):
+    def meanwhile(n):
+        if n == 0:
+            (images / "series 1" / "new.png").write_bytes((images / "series 1" / "001.png").read_bytes())
+
+    job = make_job(images, tmp_path / name, settings, chunk_files=4)
+    summary = run_chunks(job, executing(job, meanwhile))
+    assert (summary.files, summary.total_files, summary.rows) == (44, 44, 41)
+    check(pd.read_parquet(job.output), pd.read_parquet(job.bad), images)
+    assert "while the job ran" not in caplog.text
+    assert run_archive(job).resumed_files == 44
+
+
+def test_a_part_that_is_gone_is_an_error_and_no_shorter_table(images, tmp_path, settings):
+    """Another job with the same output has put it together and swept up."""
+
+    def meanwhile(n):
+        if n is None:
+            min((tmp_path / "results.parquet.parts").glob("part-*")).unlink()
+
+    job = make_job(images, tmp_path / "results.parquet", settings, chunk_files=8)
+    with pytest.raises(StorageError, match=r"part-\w+.parquet is gone; .*run the same command again"):
+        run_chunks(job, executing(job, meanwhile))
+    assert not list(tmp_path.glob("*.parquet"))
+    run_archive(job)
+    check(pd.read_parquet(job.output), pd.read_parquet(job.bad), images)
+
+
 def test_an_output_of_another_job_is_not_touched(images, tmp_path, settings):
     output = tmp_path / "results.parquet"
     pd.DataFrame({"precious": [1]}).to_parquet(output)
@@ -303,6 +369,18 @@ def test_an_output_of_another_job_is_not_touched(images, tmp_path, settings):
     (tmp_path / "mine" / "letter.txt").write_text("precious")
     with pytest.raises(StorageError, match=r"holds other files .*letter.txt"):
         run_archive(make_job(images, tmp_path / "mine", settings), overwrite=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"a letter, longer than a Parquet file's foot"])
+def test_an_output_that_is_no_parquet_file_is_not_touched(images, tmp_path, settings, content):
+    output = tmp_path / "results.parquet"
+    output.write_bytes(content)
+    job = make_job(images, output, settings, chunk_files=100)
+    with pytest.raises(StorageError, match=r"is no Parquet file; choose another --output, or --overwrite"):
+        run_archive(job)
+    assert output.read_bytes() == content
+    run_archive(job, overwrite=True)
+    assert len(pd.read_parquet(output)) == 40
 
 
 def test_bad_roots(tmp_path, settings):

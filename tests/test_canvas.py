@@ -1,12 +1,15 @@
 """What the canvas sends to the browser. How it behaves there: test_explain_browser.py."""
 
+import base64
 import json
+import shutil
 
 import numpy as np
 import pytest
+from conftest import need_real_part
 
 from brainmri.explain.colour import COLOUR_MAPS, colour_table, overlay
-from brainmri.ui.canvas import CanvasError, Panel, canvas, encode, quantise
+from brainmri.ui.canvas import _HERE, CanvasError, Panel, canvas, encode, quantise
 
 
 def decode(data: bytes) -> tuple[dict, bytes]:
@@ -54,6 +57,92 @@ def test_wrong_arrays_are_refused_with_what_came(panels, words):
 def test_unknown_style_is_refused():
     with pytest.raises(CanvasError, match="sparkle"):
         canvas([Panel(np.zeros((4, 4), np.uint8))], key="k", style="sparkle")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        need_real_part("Chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(chromium):
+    """`show(panels, anew=False, **header) -> page`: the canvas as the browser draws it, without Streamlit around it."""
+    page = chromium.new_page()
+    page.set_default_timeout(20_000)
+    module = base64.b64encode((_HERE / "canvas.js").read_bytes()).decode()
+    page.evaluate(
+        """async (module) => {
+          const draw = (await import(`data:text/javascript;base64,${module}`)).default;
+          let parentElement, leave;
+          window.show = (data, anew) => {
+            if (anew || !parentElement) {
+              leave?.();
+              parentElement?.remove();
+              parentElement = document.createElement("div");
+              parentElement.innerHTML = '<div class="canvas-root"></div>';
+              document.body.append(parentElement);
+            }
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            leave = draw({ data: bytes, parentElement, setStateValue: () => {} });
+          };
+        }""",
+        module,
+    )
+
+    def show_(panels, *, anew=False, report_slice=False, slice_index=0, **header):
+        settings = {"opacity": 0.5, "threshold": 0.2, "colour_map": "viridis", "style": "fill", "slice": slice_index}
+        rest = {"settings": settings, "report_slice": report_slice, "max_height": 400}
+        data = encode(panels, key="k", **rest, **header)
+        page.evaluate("([data, anew]) => window.show(data, anew)", [base64.b64encode(data).decode(), anew])
+        return page
+
+    yield show_
+    page.close()
+
+
+def _map(seed: int, top: int = 200, n: int | None = None) -> Panel:
+    image = np.random.default_rng(seed).integers(0, top, (40, 30) if n is None else (n, 40, 30)).astype(np.uint16)
+    return Panel(image, saliency=image / top)
+
+
+def _zoomed(page) -> bool:
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.locator("canvas.view").first.evaluate("v => v.style.touchAction") == "none"
+
+
+def test_zoom_and_window_stay_with_their_picture_and_leave_with_it(show):
+    page = show([_map(0)], identity="a")
+    page.locator("[data-name=opacity]").fill("0.9")
+    page.locator("[data-name=centre]").fill("33")
+    page.locator("canvas.view").focus()
+    page.keyboard.press("+")
+    assert _zoomed(page)
+    show([_map(1, top=300)], identity="a")  # the next slice of a large series: other values
+    assert _zoomed(page)
+    assert page.locator("[data-name=centre]").input_value() == "33"
+    show([_map(1, top=300)] * 2, identity="a")  # one map more
+    assert _zoomed(page)
+    show([_map(1, top=300)], identity="b")  # another picture, of the same shape and range
+    assert not _zoomed(page)
+    assert page.locator("[data-name=centre]").input_value() != "33"
+    assert page.locator("[data-name=opacity]").input_value() == "0.9"
+
+
+def test_a_stack_that_comes_back_shows_the_slice_that_the_page_speaks_of(show):
+    stack = [_map(0, n=6)]
+    page = show(stack, identity="a", report_slice=True, slice_index=1)
+    page.locator("[data-name=slice]").fill("3")
+    show(stack, identity="a", report_slice=True, slice_index=1)  # a run that began before the reader moved on
+    assert page.locator("[data-name=slice]").input_value() == "3"
+    show(stack, anew=True, identity="a", report_slice=True, slice_index=5)
+    assert page.locator("[data-name=slice]").input_value() == "5"
 
 
 def _lightness(srgb: np.ndarray) -> np.ndarray:

@@ -133,6 +133,109 @@ def test_reading_mode_hides_the_answer_until_the_verdict_is_given(opened):
     )
 
 
+def verdicts(user) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(readings.export_readings(state.database(), user))))
+
+
+def give_verdict(page, verdict: str) -> None:
+    page.radio[0].set_value(verdict)
+    press(page, "Keep my verdict and show the model's")
+
+
+def test_a_verdict_after_the_answer_was_shown_is_not_blind(opened, make_user):
+    reader = make_user("reader")
+    page = opened(reader)
+    assert "The model says" in metrics(page)
+    page.toggle(key="heatmaps.reading").set_value(True).run()
+    assert not page.metric
+    told = words(page)
+    give_verdict(page, "meningioma")
+    (row,) = verdicts(reader)
+    assert (row["verdict"], row["blind"]) == ("meningioma", "0")
+    assert "has been shown to you" in told
+
+
+@pytest.fixture
+def twin(app_settings, tiny_models, tmp_path):
+    """A models folder with `tiny`, which is configured, and the same network as `twin`."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for file in tiny_models.glob("tiny.*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+        (folder / file.name.replace("tiny", "twin", 1)).write_bytes(file.read_bytes())
+    card = json.loads((folder / "tiny.json").read_text("utf-8"))
+    (folder / "twin.json").write_text(json.dumps(card | {"id": "twin"}), "utf-8")
+    (tmp_path / "config.yaml").write_text(f"model: {{id: tiny, directory: '{folder}'}}\n", "utf-8")
+    return app_settings
+
+
+@pytest.fixture
+def kept(twin, make_user, slices):
+    """`kept(model_id="twin", **changes) -> (reader, record)`: a case that another model answered."""
+
+    def keep(model_id="twin", **changes):
+        reader = make_user("reader")
+        (analysis,) = analyse(state.classifier("twin"), [MRISlice(slices[0], "a.png", "a" * 64, "PNG")])
+        analysis = dataclasses.replace(analysis, model_id=model_id, label="glioma", decision="class", **changes)
+        return reader, storage.save_record(state.database(), twin, reader, analysis, None)
+
+    return keep
+
+
+def choose(page, record):
+    page.selectbox(key="heatmaps.case").set_value(record.id).run()
+    assert not page.exception, page.exception
+
+
+def test_history_offers_cases_without_their_answer(kept, open_page):
+    reader, record = kept()
+    page = open_page("explore/heatmaps.py", reader, session={"heatmaps.reading": True})
+    (label,) = page.selectbox(key="heatmaps.case").options
+    assert label.startswith(f"{record.id} · a.png")
+    assert "lioma" not in label
+    choose(page, record)
+    give_verdict(page, "unsure")
+    assert [row["blind"] for row in verdicts(reader)] == ["1"]
+    again = open_page("explore/heatmaps.py", reader, session={"heatmaps.reading": True})  # a session of another day
+    choose(again, record)
+    give_verdict(again, "glioma")
+    assert [row["blind"] for row in verdicts(reader)] == ["1", "0"]
+
+
+def test_a_case_is_explained_by_the_model_that_answered_it(kept, open_page, monkeypatch):
+    reader, record = kept()
+    used = []
+    explain = heatmaps.explain
+    monkeypatch.setattr(
+        heatmaps, "explain", lambda model, *a, **k: used.append(model.card.id) or explain(model, *a, **k)
+    )
+    page = open_page("explore/heatmaps.py", reader)
+    choose(page, record)
+    page.radio[0].set_value("fits")
+    press(page, "Keep my verdict on the map")
+    assert set(used) == {"twin"}
+    assert not [i for i in page.info if "answered case" in i.value]
+    assert [(row["case_id"], row["model_id"]) for row in verdicts(reader)] == [(str(record.id), "twin")]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [({"model_id": "gone"}, "cannot be loaded"), ({"weights_sha256": "f" * 64}, "was trained anew since")],
+)
+def test_verdicts_on_a_case_whose_model_is_gone_get_a_case_of_their_own(kept, open_page, model, said):
+    reader, record = kept(**model)
+    page = open_page("explore/heatmaps.py", reader)
+    choose(page, record)
+    told = words(page)
+    for verdict in ("fits", "unsure"):
+        page.radio[0].set_value(verdict)
+        press(page, "Keep my verdict on the map")
+    first, second = verdicts(reader)
+    assert first["case_id"] == second["case_id"] != str(record.id)
+    assert (first["model_id"], first["image_sha256"]) == ("tiny", record.image_sha256)
+    assert said in told
+
+
 def test_rejected_images_are_explained_only_after_a_click(opened, monkeypatch):
     apply = DecisionRule.apply
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from brainmri import accounts
+from brainmri import accounts, storage
 from brainmri.errors import AccountError, StorageError
 from brainmri.ui import state
 
@@ -158,6 +158,66 @@ def test_a_session_that_ended_elsewhere_is_back_at_the_sign_in_page(make_user):
     assert {b.label for b in page.button} == {"Try as a guest", "Sign in", "Sign up"}
 
 
+GATED = """
+from brainmri.ui import auth, history
+
+user = auth.authenticate()
+if user is None:
+    auth.sign_in_page()
+else:
+    auth.show_message()
+    history.show_list(user)
+"""
+
+
+@pytest.mark.parametrize("noticed", ["by the gate", "by a fragment"])
+def test_a_session_that_ended_leaves_nothing_to_the_next_user(make_user, slices, noticed):
+    from brainmri.pipeline import analyse
+    from brainmri.types import MRISlice
+    from brainmri.ui import auth
+
+    for name, pixels in zip(("ada", "bob"), slices, strict=False):
+        (analysis,) = analyse(state.classifier(), [MRISlice(pixels, f"{name}.png", name * 21, "PNG")])
+        storage.save_record(state.database(), state.settings(), make_user("admin", name), analysis, None)
+
+    def sign_in(username):
+        fields = {field.label: field for field in page.text_input if "sign_in" in field.proto.form_id}
+        fields["User name"].input(username)
+        fields["Password"].input(PASSWORD)
+        button(page, "Sign in").click().run()
+
+    page = AppTest.from_string(GATED, default_timeout=60).run()
+    sign_in("ada")
+    page.text_input(key="history.text").input("a patient").run()
+    page.selectbox(key="history.owner").set_value(accounts.find_user(state.database(), "ada").id).run()
+    cookie = page.session_state[auth._COOKIE]
+    page.session_state[auth._MESSAGE] = ("One-time password of ada:", "ABCD-EFGH")
+    page.session_state["picture"] = "of a patient"
+    accounts.set_active(state.database(), None, "ada", False)
+    if noticed == "by a fragment":  # `state.current_user` forgets it there and has the page run again
+        del page.session_state[state.SESSION_KEY]
+    page.run()
+    assert "Sign in" in {b.label for b in page.button}
+    assert "picture" not in page.session_state
+    sign_in("bob")
+    assert page.session_state[auth._COOKIE] != cookie
+    assert not page.exception
+    assert not page.code
+    assert len(page.dataframe[0].value) == 2
+    assert page.text_input(key="history.text").value == ""
+    assert page.selectbox(key="history.owner").value is None
+
+
+def test_what_is_typed_at_the_sign_in_page_stays(app_settings):
+    page = open_home()
+    page.session_state["kept"] = "by nobody"
+    fields = {field.label: field for field in page.text_input if "sign_in" in field.proto.form_id}
+    fields["User name"].input("ada")
+    button(page, "Sign in").click().run()
+    assert "Enter user name and password" in texts(page, "error")
+    assert "kept" in page.session_state
+
+
 def test_a_guest_looks_around_and_leaves(app_settings, monkeypatch):
     page = open_home()
     button(page, "Try as a guest").click().run()
@@ -288,6 +348,19 @@ def test_an_administrator_changes_a_role_deactivates_and_resets(make_user, open_
     one_time = page.code[0].value
     assert accounts.sign_in(state.database(), "ada", one_time, days=1)[0].must_change_password
     assert not page.run().code  # shown once
+
+
+def test_an_administrator_does_not_reset_her_own_password(make_user, open_page):
+    make_user("reader", "zoe")
+    page = open_page("settings/users.py", "admin")
+    assert page.selectbox[0].value == "zoe"
+    page.selectbox[0].select("admin").run()
+    button(page, "Reset password").click().run()
+    assert "under Account" in texts(page, "error")
+    assert not page.code
+    page.run()
+    assert page.dataframe
+    assert accounts.sign_in(state.database(), "admin", PASSWORD, days=1)[0].must_change_password is False
 
 
 def test_the_last_administrator_cannot_deactivate_herself(open_page):

@@ -18,7 +18,7 @@ from brainmri.dicom import read_series
 from brainmri.errors import PermissionDeniedError, StorageError
 from brainmri.inference import load_classifier
 from brainmri.pipeline import analyse
-from brainmri.types import MRISlice
+from brainmri.types import CLASS_NAMES, MRISlice
 
 app_database_url = on_both_databases()
 
@@ -66,6 +66,90 @@ def test_kept_series_lie_under_their_patient_in_order(database, app_settings, ma
     assert len({e.study.id for e in entries}) == 2
     assert entries[0].study.id != study.id  # newest study first
     assert patients.patient_of(database, reader, records[0].id)[0].id == patient.id
+
+
+def saying(analysis, label: str, **slice_changes):
+    """The same answer with another label, and with another slice where asked."""
+    probabilities = {c: 0.97 if c == label else 0.01 for c in CLASS_NAMES}
+    changed = replace(analysis.slice, **slice_changes)
+    return replace(analysis, slice=changed, decision="class", label=label, probabilities=probabilities)
+
+
+def series_captions(page) -> list[str]:
+    return [c.value.removeprefix("Series: ") for c in page.caption if c.value.startswith("Series: ")]
+
+
+def patient_page(open_page, user, patient):
+    page = open_page("clinical/patients.py", user)
+    page.query_params["patient"] = str(patient.id)
+    page.run()
+    assert not page.exception
+    return page
+
+
+def test_a_series_kept_twice_counts_each_slice_once(database, app_settings, make_user, answers, open_page):
+    reader = make_user("reader")
+    one = [saying(a, "glioma" if i == 1 else "notumor") for i, a in enumerate(answers[1])]
+    for _ in range(2):
+        patient, _, records = keep(database, app_settings, reader, (answers[0], one))
+    entries = patients.timeline(database, reader, patient.id)
+    assert len(entries) == 8  # every answer stays
+    (stack_,) = patients.series_stacks([(e.record, e.place) for e in entries])
+    assert [r.id for r in stack_.records] == [r.id for r in records]
+    assert stack_.record_ids == {e.record.id for e in entries}
+    (said,) = series_captions(patient_page(open_page, reader, patient))
+    assert said == "No answer: glioma in slice 2 of 4 only; 2 slices in a row are needed."
+
+
+def test_a_part_kept_after_the_whole_replaces_its_slices_in_place(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    series, analyses = answers
+    patient = patients.patient_for_pseudonym(database, reader, series.patient_id)
+    kept = {}
+    for numbers in (range(4), (2, 3)):
+        records = [storage.save_record(database, app_settings, reader, analyses[i], None) for i in numbers]
+        uids = {"study_uid": series.study_uid, "series_uid": series.uid}
+        patients.file_records(
+            database, reader, patient.id, records, **uids, positions_mm=[series.frames[i].position_mm for i in numbers]
+        )
+        kept |= zip(numbers, records, strict=True)
+    entries = patients.timeline(database, reader, patient.id)
+    (stack_,) = patients.series_stacks([(e.record, e.place) for e in entries])
+    assert [r.id for r in stack_.records] == [kept[i].id for i in range(4)]
+
+
+def test_stacks_of_one_series_do_not_mix(database, app_settings, make_user, answers, open_page):
+    reader = make_user("reader")
+    for echo in ("1", "2"):
+        one = [
+            saying(a, "glioma" if i == 1 else "notumor", sop_instance_uid=f"2.25.{echo}{i}")
+            for i, a in enumerate(answers[1])
+        ]
+        patient, *_ = keep(database, app_settings, reader, (answers[0], one))
+    said = series_captions(patient_page(open_page, reader, patient))
+    assert said == ["No answer: glioma in slice 2 of 4 only; 2 slices in a row are needed."] * 2
+
+
+@pytest.mark.parametrize("numbered", [False, True])  # as versions before this one stored them
+def test_cases_filed_by_hand_are_no_series(database, app_settings, make_user, answers, open_page, numbered):
+    reader = make_user("reader")
+    patient = patients.create_patient(database, reader)
+    records = [storage.save_record(database, app_settings, reader, saying(a, "glioma"), None) for a in answers[1][:3]]
+    patients.file_records(database, reader, patient.id, records, title="By hand")
+    places = [e.place for e in patients.timeline(database, reader, patient.id)]
+    assert {(p.series_index, p.series_length) for p in places} == {(None, None)}
+    if numbered:
+        with database.write() as session:
+            for i, place in enumerate(places):
+                stored = session.get(patients.StudyRecord, place.record_id)
+                stored.series_index, stored.series_length = i + 1, 3
+    page = patient_page(open_page, reader, patient)
+    assert series_captions(page) == []
+    assert list(page.dataframe[0].value["Slice"]) == ["", "", ""]
+    assert not any("slice" in option for box in page.selectbox for option in box.options)
+    bundle = zipfile.ZipFile(io.BytesIO(patients.export_patient(database, app_settings, reader, patient.id)))
+    rows = csv.DictReader(io.StringIO(bundle.read("records.csv").decode("utf-8-sig")))
+    assert {r["series_index"] for r in rows} == {""}
 
 
 def test_the_kept_file_is_the_deidentified_one(database, app_settings, make_user, answers):

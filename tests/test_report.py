@@ -22,8 +22,8 @@ from brainmri.imaging import colour_notes
 from brainmri.inference import load_classifier
 from brainmri.pdf_text import _HAN_SYSTEMS, TextSetter, _cjk_cmap, _cjk_font, _local_forms, _visual_order
 from brainmri.pipeline import analyse
-from brainmri.report_pdf import Content, _draw_answer, code_text, render
-from brainmri.types import Explanation
+from brainmri.report_pdf import Content, _draw_answer, _draw_patient, code_text, render
+from brainmri.types import CLASS_NAMES, Explanation
 
 SCRIPTS = {
     "Latin": "Zoë Müller-Østergård Nguyễn Łukasz Çelik",
@@ -103,6 +103,75 @@ def test_a_final_report_verifies_and_says_whose_it_is(database, app_settings, ca
     assert f"case {record.id}" in verified.text
     assert patient.pseudonym in verified.text
     assert "signed by Radiologist" in verified.text
+
+
+def drawn(database, settings, user, record, monkeypatch) -> tuple[str, list[tuple[str, str]]]:
+    """The series answer that a new report is given, and what it draws beside the patient."""
+    contents = []
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "render", lambda content: contents.append(content) or render(content))
+        report.issue(database, settings, user, record.id)
+    page = MagicMock(y=700.0)
+    page.setter.wrap = lambda text, *_: [text]
+    _draw_patient(page, contents[0])
+    texts = [call.args[1] for call in page.text.call_args_list]
+    return contents[0].series_text, list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def test_a_series_kept_twice_counts_each_slice_once(database, app_settings, make_user, answers, monkeypatch):
+    radiologist = make_user("radiologist")
+    series, analyses = answers
+    patient = patients.patient_for_pseudonym(database, radiologist, series.patient_id)
+    said = [
+        replace(a, decision="class", label=label, probabilities=dict.fromkeys(CLASS_NAMES, 0.25))
+        for a, label in zip(analyses, ("notumor", "glioma", "notumor"), strict=True)
+    ]
+    for _ in range(2):
+        records = [storage.save_record(database, app_settings, radiologist, a, None) for a in said]
+        uids = {"study_uid": series.study_uid, "series_uid": series.uid}
+        patients.file_records(database, radiologist, patient.id, records, **uids)
+    for record in (records[1], storage.open_record(database, radiologist, records[1].id - 3)):
+        text, beside = drawn(database, app_settings, radiologist, record, monkeypatch)
+        assert text == "No answer: glioma in slice 2 of 3 only; 2 slices in a row are needed."
+        assert ("Series", "slice 2 of 3") in beside
+
+
+@pytest.mark.parametrize("numbered", [False, True])  # as versions before this one stored them
+def test_cases_filed_by_hand_are_no_series(database, app_settings, case, monkeypatch, numbered):
+    radiologist, patient, record = case
+    cases = [e.record for e in patients.timeline(database, radiologist, patient.id)]
+    by_hand = patients.create_patient(database, radiologist)
+    patients.file_records(database, radiologist, by_hand.id, cases)
+    if numbered:
+        with database.write() as session:
+            for i, one in enumerate(cases):
+                stored = session.get(patients.StudyRecord, one.id)
+                stored.series_index, stored.series_length = i + 1, len(cases)
+    text, beside = drawn(database, app_settings, radiologist, record, monkeypatch)
+    assert text == ""
+    assert ("Patient", by_hand.pseudonym) in beside
+    assert "Series" not in dict(beside)
+
+
+def test_a_signed_report_stays_on_the_page(database, app_settings, case, open_page):
+    radiologist, _, record = case
+    signed = report.issue(
+        database, app_settings, radiologist, record.id, findings="Clear.", impression="None.", final=True
+    )
+    drafts = [report.issue(database, app_settings, radiologist, record.id, findings=f"{i}").id for i in range(12)]
+    page = open_page("clinical/reports.py", radiologist)
+    page.query_params["case"] = str(record.id)
+    page.run()
+    assert not page.exception
+
+    def listed() -> list[int]:
+        return [int(m.value.split()[1].rstrip("*,")) for m in page.markdown if m.value.startswith("**Report ")]
+
+    assert listed() == [*drafts[:1:-1], signed.id]
+    (toggle,) = [t for t in page.toggle if t.label == "List 2 older drafts as well"]
+    toggle.set_value(True).run()
+    assert not page.exception
+    assert listed() == [*drafts[::-1], signed.id]
 
 
 def test_every_changed_byte_fails(database, app_settings, case):

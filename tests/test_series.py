@@ -315,3 +315,13 @@ def test_windows_of_a_series_are_the_files_and_one_of_its_own(settings):
     wide = replace(series.windows()[0], width=5000)
     assert frame.shown(wide).std() < frame.shown(series.windows()[0]).std()
     np.testing.assert_array_equal(frame.shown(None), frame.slice.pixels)
+
+
+@pytest.mark.parametrize("first", [picture(), np.zeros((64, 48), np.uint16)], ids=["a head", "air"])
+def test_a_series_offers_no_window_that_shows_nothing(settings, first):
+    tags = {"WindowCenter": [0, 600], "WindowWidth": [1, 900]}
+    below = dicom(first, InstanceNumber=9, ImagePositionPatient=[-60, -80, -5.0], **tags)
+    (series,) = read_series(zipped({**stack(3, **tags), "below.dcm": below}), "s.zip", settings).series
+    assert [(w.center, w.width) for w in series.windows()[:-1]] == [(600, 900)]
+    (series,) = read_series(zipped(stack(3, WindowCenter=0, WindowWidth=1)), "s.zip", settings).series
+    assert [w.source for w in series.windows()] == ["percentile"]

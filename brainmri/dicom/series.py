@@ -93,13 +93,13 @@ class Series:
         return tuple(frame.slice for frame in self.frames)
 
     def windows(self) -> tuple[Window, ...]:
-        """Windows to choose from: those of the first frame's file, then one made from the whole series' values."""
+        """Windows to choose from: the first frame's that show anything, then one made from the whole series' values."""
         pooled = np.concatenate([f.values.ravel()[:: max(1, f.values.size // 4096)] for f in self.frames])
         low, high = (float(v) for v in np.percentile(pooled, (0.5, 99.5)))
         whole = Window(
             (low + high) / 2, max(high - low, 1e-6), "LINEAR_EXACT", "whole series, 0.5-99.5 percentile", "percentile"
         )
-        return (*self.frames[0].windows, whole)
+        return (*(w for w in self.frames[0].windows if w.shows(pooled)), whole)
 
 
 @dataclass(frozen=True)

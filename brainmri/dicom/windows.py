@@ -62,6 +62,10 @@ class Window:
             grey = np.rint(np.clip(level, 0, 1) * 255).astype(np.uint8)
         return 255 - grey if inverted else grey
 
+    def shows(self, values: np.ndarray) -> bool:
+        """Whether anything can be told apart; of values that are all the same nothing can, through any window."""
+        return len(np.unique(self.apply(values))) >= 3 or np.ptp(values) == 0
+
 
 def percentile_window(values: np.ndarray, name: str = "0.5-99.5 percentile") -> Window:
     """Make a window from the values themselves, for files that carry none."""
@@ -74,7 +78,7 @@ def percentile_window(values: np.ndarray, name: str = "0.5-99.5 percentile") -> 
 def default_window(values: np.ndarray, windows: tuple[Window, ...], notes: list[str]) -> Window:
     """Choose the file's first window that shows anything, else a percentile window; appends what to tell the reader."""
     for window in windows:
-        if len(np.unique(window.apply(values))) >= 3 or np.ptp(values) == 0:
+        if window.shows(values):
             return window
         notes.append(f"the file's window {window.center:g}/{window.width:g} shows nothing and is not used")
     chosen = percentile_window(values)

@@ -197,14 +197,14 @@ def _client() -> str:
 
 def authenticate() -> User | None:
     """Who is signed in to this run: by this session, else by the browser's cookie. The gate every run goes through."""
-    authenticator = Authenticator()
     user = signed_in_user()
-    if user is None:
-        st.session_state.pop(SESSION_KEY, None)
-        st.session_state["authentication_status"] = None
-        if token := authenticator.cookie.get_cookie():
-            authenticator.authentication_controller.login(token=token)
-            user = signed_in_user()
+    # Where `current_user` found that the session has ended, its key is gone and only the status tells of it.
+    if user is None and any(st.session_state.get(k) for k in (SESSION_KEY, GUEST_KEY, "authentication_status")):
+        st.session_state.clear()  # whoever signs in next may be someone else
+    authenticator = Authenticator()
+    if user is None and (token := authenticator.cookie.get_cookie()):
+        authenticator.authentication_controller.login(token=token)
+        user = signed_in_user()
     authenticator.cookie.flush()
     return user
 

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -18,14 +19,14 @@ import pandas as pd
 import streamlit as st
 
 from brainmri import readings, synthetic
-from brainmri.errors import BrainMRIError
+from brainmri.errors import BrainMRIError, StorageError
 from brainmri.explain import CONVOLUTIONS, METHODS, explain
 from brainmri.explain.brain import brain_mask
 from brainmri.explain.figures import MOST_ON_A_PAGE, as_bytes, as_npz, explanation_page, rejection
 from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, PEAK_SUBSETS, SIZES, title_of
 from brainmri.model import FEATURE_LAYER, read_card
 from brainmri.pipeline import analyse, read_slices
-from brainmri.storage import save_record, utc_now
+from brainmri.storage import open_record, save_record, utc_now
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, Explanation, MRISlice
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
@@ -35,6 +36,8 @@ from brainmri.ui.theme import class_title, plain, research_notice
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
+    from brainmri.inference import Classifier
+    from brainmri.storage import Record
 
 MOST_MAPS = MOST_ON_A_PAGE
 _DEFAULT_METHODS = ["grad-cam", "hires-cam"]
@@ -44,11 +47,11 @@ _MASKED_CHOICES = 60
 
 @dataclass(frozen=True)
 class Case:
-    """What is on the page: the slice, the outline where it is known, and its number in History where it has one."""
+    """What is on the page: the slice, the outline where it is known, and its record where it is from History."""
 
     mri_slice: MRISlice
     mask: np.ndarray | None
-    record_id: int | None
+    record: Record | None
 
     @property
     def key(self) -> str:
@@ -88,6 +91,7 @@ def show_maps(user: User) -> None:
     if blind and given is None:
         _read_blind(case, analysis, user)
         return
+    st.session_state[f"heatmaps.seen.{case.key}"] = True
     _show_answer(analysis, given)
     if analysis.decision == "rejected" and not _confirm_rejected(case):
         canvas([_image_panel(case, analysis)], key=f"heatmaps.image.{case.key}", max_height=420)
@@ -116,11 +120,14 @@ def _choose_case() -> Case | None:
         index = st.slider("Slice", 1, len(slices), (len(slices) + 1) // 2, key="heatmaps.slice") - 1
     mri_slice = slices[index]
     key = sources[0].key if sources else ""
-    record_id = int(key.removeprefix("record-")) if key.startswith("record-") else None
+    record = None
+    if key.startswith("record-"):
+        with suppress(StorageError):  # deleted meanwhile: a verdict makes a new case
+            record = open_record(state.database(), state.current_user(), int(key.removeprefix("record-")))
     mask = _known_mask(mri_slice)
     if mask is not None and mask.shape != mri_slice.pixels.shape:
         mask = None
-    return Case(mri_slice, mask, record_id)
+    return Case(mri_slice, mask, record)
 
 
 def _pick_masked() -> Case | None:
@@ -199,9 +206,29 @@ def _masks_by_hash(root: str) -> dict[str, str]:
     return {row.sha256: str(Path(root) / row.mask) for row in table[table["mask"] != ""].itertuples() if row.sha256}
 
 
+def _classifier(case: Case) -> Classifier:
+    """The model that answered the case then, where it is still here; else the configured one, and that is said."""
+    record = case.record
+    if record is None:
+        return state.classifier()
+    reason = "cannot be loaded"
+    with suppress(BrainMRIError):
+        own = state.classifier(record.model_id)
+        if own.card.weights_sha256 == record.weights_sha256:
+            return own
+        reason = "was trained anew since"
+    configured = state.classifier()
+    st.info(
+        f"{plain(record.model_id)}, which answered case {record.id}, {reason}: {plain(configured.card.id)} answers "
+        "here, and verdicts are kept with a new case.",
+        icon=":material/info:",
+    )
+    return configured
+
+
 def _analyse(case: Case) -> Analysis:
-    classifier = state.classifier()
-    slot = (case.key, classifier.card.weights_sha256)
+    classifier = _classifier(case)
+    slot = (case.key, classifier.card.id, classifier.card.weights_sha256)
     cached = st.session_state.get("heatmaps.analysis")
     if cached is None or cached[0] != slot:
         cached = (slot, analyse(classifier, [case.mri_slice])[0])
@@ -289,12 +316,12 @@ def _explanations(case: Case, analysis: Analysis) -> list[Explanation] | None:
 
 def _explanation(case: Case, analysis: Analysis, method: str, target: str, layer: str) -> Explanation:
     chosen = None if METHODS[method].explains_pixels else layer
-    slot = (case.key, analysis.weights_sha256, method, target, chosen)
+    slot = (case.key, analysis.model_id, analysis.weights_sha256, method, target, chosen)
     kept: dict = st.session_state.setdefault("heatmaps.kept", {})
     if slot not in kept:
         with st.spinner(f"{METHODS[method].title} for {class_title(target).lower()} …"):
             kept[slot] = explain(
-                state.classifier(),
+                state.classifier(analysis.model_id),
                 [analysis],
                 [method],
                 [target],
@@ -339,7 +366,7 @@ def _draw(case: Case, analysis: Analysis, explanations: Sequence[Explanation]) -
                 units=METHODS[e.method].units,
             )
         )
-    canvas(panels, key="heatmaps.canvas")
+    canvas(panels, key="heatmaps.canvas", identity=case.key)
 
 
 def _peak_text(case: Case, e: Explanation) -> str:
@@ -405,6 +432,12 @@ def _meanings(explanations: Sequence[Explanation]) -> None:
 
 def _read_blind(case: Case, analysis: Analysis, user: User) -> None:
     """Image only, and the reader's verdict. Nothing that the model said is on the page."""
+    seen = _has_seen_answer(case, user)
+    if seen:
+        st.caption(
+            ":material/visibility: The model's answer to this image has been shown to you: your verdict is kept as one "
+            "given with the answer known."
+        )
     blank = Panel(
         case.mri_slice.pixels,
         "Image",
@@ -429,11 +462,18 @@ def _read_blind(case: Case, analysis: Analysis, user: User) -> None:
             shown_at: datetime = st.session_state[f"heatmaps.shown.{case.key}"]
             record_id = _record_of(case, analysis, user)
             readings.add_reading(
-                state.database(), user, record_id, "class", verdict, shown_at=shown_at, blind=True, note=note
+                state.database(), user, record_id, "class", verdict, shown_at=shown_at, blind=not seen, note=note
             )
             st.session_state[f"heatmaps.verdict.{case.key}"] = verdict
             st.session_state[f"heatmaps.revealed.{case.key}"] = utc_now()
             st.rerun()
+
+
+def _has_seen_answer(case: Case, user: User) -> bool:
+    """Whether the answer was on this page in this session, or after an earlier verdict on the case."""
+    if st.session_state.get(f"heatmaps.seen.{case.key}"):
+        return True
+    return case.record is not None and bool(readings.readings_of(state.database(), user, case.record.id, own=True))
 
 
 def _judge_map(case: Case, analysis: Analysis, explanations: Sequence[Explanation], user: User) -> None:
@@ -470,10 +510,11 @@ def _judge_map(case: Case, analysis: Analysis, explanations: Sequence[Explanatio
 
 
 def _record_of(case: Case, analysis: Analysis, user: User) -> int:
-    """The case in History that a verdict belongs to; the first verdict on a new slice makes one."""
-    slot = f"heatmaps.record.{case.key}"
-    if case.record_id is not None:
-        return case.record_id
+    """The case in History with this answer, which a verdict belongs to; where there is none, the first makes one."""
+    record, model = case.record, (analysis.model_id, analysis.weights_sha256)
+    if record is not None and (record.model_id, record.weights_sha256) == model:
+        return record.id
+    slot = f"heatmaps.record.{case.key}.{'.'.join(model)}"
     if slot not in st.session_state:
         st.session_state[slot] = save_record(state.database(), state.settings(), user, analysis, None).id
     return st.session_state[slot]

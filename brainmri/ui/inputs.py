@@ -16,7 +16,7 @@ from brainmri.config import IGNORED_NAMES
 from brainmri.errors import BrainMRIError
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, MRISlice
 from brainmri.ui import state
-from brainmri.ui.theme import class_title, local_time, plain
+from brainmri.ui.theme import local_time, plain
 
 if TYPE_CHECKING:
     from brainmri.dicom import SetAside
@@ -222,7 +222,7 @@ def _history(key: str) -> None:
 
     def title(record_id: int) -> str:
         record = by_id[record_id]
-        return f"{record_id} · {record.name} · {class_title(record.label)} · {local_time(record.created_at)}"
+        return f"{record_id} · {record.name} · {local_time(record.created_at)}"  # no class: reading mode hides it
 
     def changed() -> None:
         if (record := by_id.get(st.session_state[widget])) is not None:

@@ -178,13 +178,12 @@ def _timeline(entries: list[TimelineEntry], user: User) -> None:
         members = [entry for entry in entries if entry.study.id == study_id]
         study = members[0].study
         st.markdown(f"**{plain(study.title) or 'Study'}** · {local_time(study.created_at)} · {len(members)} answers")
-        for series_uid in dict.fromkeys(e.place.series_uid for e in members if (e.place.series_length or 1) > 1):
-            of_series = answer_series([e.record for e in members if e.place.series_uid == series_uid])
-            st.caption(f"Series: {of_series.text}")
+        for stack in patients.series_stacks([(e.record, e.place) for e in members]):
+            st.caption(f"Series: {answer_series(stack.records).text}")
         rows = [
             {
                 "Case": e.record.id,
-                "Slice": f"{e.place.series_index} / {e.place.series_length}" if e.place.series_index else "",
+                "Slice": "{} / {}".format(*e.place.slice_of) if e.place.slice_of else "",
                 "Answer": _answer(e.record),
                 "Probability": 100 * e.record.probabilities[e.record.label] if e.record.label else None,
                 "Verdict": VERDICTS[e.verdicts[0][0].verdict] if e.verdicts else "",
@@ -363,5 +362,5 @@ def _answer(record: Record) -> str:
 
 
 def _entry_title(entry: TimelineEntry) -> str:
-    place = f"slice {entry.place.series_index}, " if entry.place.series_index else ""
+    place = f"slice {entry.place.slice_of[0]}, " if entry.place.slice_of else ""
     return f"Case {entry.record.id}, {place}{_answer(entry.record)}, {local_time(entry.record.created_at)}"

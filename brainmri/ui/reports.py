@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from brainmri.accounts import User
 
 _CHOICES = 200
+_DRAFTS = 10
 _QUICK_METHODS = ("grad-cam", "grad-cam++", "hires-cam", "layer-cam", "occlusion")
 
 
@@ -214,7 +215,11 @@ def _show_issued(record: Record, user: User) -> None:
     if not issued:
         return
     st.subheader("Issued on this case", anchor=False)
-    for row in issued[:10]:
+    older = [r.id for r in issued if r.status != "final"][_DRAFTS:]
+    title = f"List {len(older)} older draft{'s' if len(older) > 1 else ''} as well"
+    if older and not st.toggle(title, key=f"reports.older.{record.id}"):
+        issued = [r for r in issued if r.id not in older]
+    for row in issued:
         left, right = st.columns([4, 1], vertical_alignment="center")
         kind = "signed by" if row.status == "final" else "draft by"
         left.write(

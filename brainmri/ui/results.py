@@ -270,8 +270,9 @@ def _distance(score: float, threshold: float) -> str:
 
 def _original(pixels: np.ndarray, transform: CropTransform, side: int) -> bytes:
     """PNG of the image, shrunk to ``side``, with the crop's outline; of its 256 colours all but the last are grey."""
-    image = Image.fromarray(np.minimum(pixels, 254))
+    image = Image.fromarray(pixels)
     image.thumbnail((side, side))
+    image = Image.fromarray(np.minimum(np.asarray(image), 254))  # only now: shrinking overshoots at edges
     image.putpalette([value for grey in range(255) for value in (grey, grey, grey)] + list(_OUTLINE))
     factor = image.width / pixels.shape[1]
     box = [v * factor for v in (transform.left, transform.top)]

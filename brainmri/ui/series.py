@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -47,12 +48,32 @@ _OTHER = {"undecided": "#8a949a", "rejected": "#3d464b"}
 
 @dataclass
 class _Opened:
-    """What this browser session has read; ``answers`` and ``kept`` by position of the series."""
+    """What this browser session has read and shown of one upload.
+
+    Attributes
+    ----------
+    answers, kept : dict
+        By position of the series.
+    views : dict
+        By position of the series: how often a slice was jumped to, which names the widgets, and the slice, from 0.
+    maps : tuple or None
+        Position of the series and method, and the maps drawn last.
+    """
 
     token: tuple
     reading: Reading
-    answers: dict[int, list[Analysis]]
-    kept: dict[int, list[int]]
+    answers: dict[int, list[Analysis]] = field(default_factory=dict)
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    views: dict[int, tuple[int, int]] = field(default_factory=dict)
+    maps: tuple[tuple[int, str], np.ndarray] | None = None
+
+    def key(self, widget: str) -> str:
+        """Session key of a widget that knows nothing of other uploads."""
+        return f"series.{hashlib.sha256(repr(self.token).encode()).hexdigest()[:12]}.{widget}"
+
+    def view(self, index: int) -> tuple[int, int]:
+        """Of a series; before anything is chosen, the slice to show first."""
+        return self.views.get(index) or (0, analyses_peak(self.answers[index]))
 
 
 def pick_upload(user: User) -> Reading | None:
@@ -95,7 +116,7 @@ def pick_upload(user: User) -> Reading | None:
         except BrainMRIError as error:
             st.error(plain(str(error)), icon=":material/broken_image:")
             return None
-        st.session_state["series.opened"] = opened = _Opened(token, reading, {}, {})
+        st.session_state["series.opened"] = opened = _Opened(token, reading)
     return opened.reading
 
 
@@ -118,7 +139,7 @@ def show_reading(reading: Reading, user: User) -> None:
             "Series",
             range(len(reading.series)),
             format_func=lambda i: _title(reading.series[i]),
-            key="series.choice",
+            key=opened.key("choice"),
         )
     series = reading.series[index]
     if len(reading.series) == 1:
@@ -133,14 +154,13 @@ def show_reading(reading: Reading, user: User) -> None:
     viewer, side = st.columns([3, 2], gap="large")
     with side:
         _show_series_answer(answer)
-        jump = _chart(analyses, index)
+        jump = _chart(opened, index)
         jump = _driving_slices(answer, index) if jump is None else jump
         if jump is not None:  # new widgets at the new slice: the chart takes a click on the same slice again
-            counter, _ = _view(analyses, index)
-            st.session_state[f"series.view.{index}"] = (counter + 1, jump)
+            opened.views[index] = (opened.view(index)[0] + 1, jump)
             st.rerun()
     with viewer:
-        current = _viewer(series, analyses, index)
+        current = _viewer(opened, index)
     st.divider()
     st.subheader(f"Slice {current + 1} of {len(series.frames)}", anchor=False)
     kept = opened.kept.get(index)
@@ -176,18 +196,18 @@ def _answer(series: Series) -> list[Analysis]:
     return done
 
 
-def _view(analyses: list[Analysis], index: int) -> tuple[int, int]:
-    """How often a slice was jumped to, which names the widgets, and the slice shown, from 0."""
-    return st.session_state.get(f"series.view.{index}", (0, analyses_peak(analyses)))
-
-
-def _viewer(series: Series, analyses: list[Analysis], index: int) -> int:
+def _viewer(opened: _Opened, index: int) -> int:
     """Canvas with the slice slider; returns the slice shown, from 0."""
-    counter, current = _view(analyses, index)
+    series, analyses = opened.reading.series[index], opened.answers[index]
+    counter, current = opened.view(index)
     choices = series.windows()
     picked = st.columns(2)
     window = picked[0].selectbox(
-        "Window", choices, format_func=_window_title, key=f"series.window.{index}", help="Drag on the image to change."
+        "Window",
+        choices,
+        format_func=_window_title,
+        key=opened.key(f"window.{index}"),
+        help="Drag on the image to change.",
     )
     method = picked[1].selectbox(
         "Heatmap",
@@ -196,25 +216,27 @@ def _viewer(series: Series, analyses: list[Analysis], index: int) -> int:
         key="series.method",
     )
     image, start_window = _stack(series, window)
-    maps = _maps(analyses, method, index) if method else None
+    maps = _maps(opened, index, method) if method else None
     whole = image.nbytes * (2 if maps is not None else 1) <= _STACK_BYTES
     labels = [(a.label and class_title(a.label)) or a.decision for a in analyses]
     frame = series.frames[0].slice
     shared: dict[str, Any] = {"spacing_mm": frame.spacing_mm, "orientation": frame.orientation}
+    identity = opened.key(f"{index}.{choices.index(window)}")  # a window chosen anew is to be seen
     if whole:
         panels = [Panel(image, "Slice" if method else "", slice_labels=labels, **shared)]
         if method and maps is not None:
             panels.append(Panel(image, METHODS[method].title, saliency=maps, slice_labels=labels, **shared))
-        key = f"series.canvas.{index}.{counter}.{choices.index(window)}.{method}"
-        drawn = canvas(panels, key=key, window=start_window, slice_index=current, report_slice=True)
+        key = opened.key(f"canvas.{index}.{counter}.{choices.index(window)}.{method}")
+        drawn = canvas(panels, key=key, identity=identity, window=start_window, slice_index=current, report_slice=True)
         current = min(drawn.slice_index, len(analyses) - 1)
     else:
-        current = st.slider("Slice", 1, len(analyses), current + 1, key=f"series.slice.{index}.{counter}") - 1
+        key = opened.key(f"slice.{index}.{counter}")
+        current = st.slider("Slice", 1, len(analyses), current + 1, key=key) - 1
         panels = [Panel(image[current], labels[current], **shared)]
         if method and maps is not None:
             panels.append(Panel(image[current], METHODS[method].title, saliency=maps[current], **shared))
-        canvas(panels, key=f"series.canvas.{index}.one", window=start_window)
-    st.session_state[f"series.view.{index}"] = (counter, current)
+        canvas(panels, key="series.canvas.one", identity=identity, window=start_window)
+    opened.views[index] = (counter, current)
     if maps is not None:
         text = "The map shows where the network finds evidence for its answer. It outlines no lesion."
         if analyses[current].decision == "rejected":
@@ -260,11 +282,10 @@ def _window_title(window: Window) -> str:
     return window.name
 
 
-def _maps(analyses: list[Analysis], method: str, index: int) -> np.ndarray | None:
+def _maps(opened: _Opened, index: int, method: str) -> np.ndarray | None:
     """Maps of all slices that were not rejected, (n, height, width) in [0, 1]."""
-    slot = f"series.maps.{method}.{index}.{id(analyses)}"
-    held = st.session_state.get("series.maps")
-    if held is None or held[0] != slot:
+    slot, analyses = (index, method), opened.answers[index]
+    if opened.maps is None or opened.maps[0] != slot:
         chosen = [i for i, a in enumerate(analyses) if a.decision != "rejected"]
         maps = np.zeros((len(analyses), *analyses[0].slice.pixels.shape), np.float32)
         try:
@@ -282,8 +303,8 @@ def _maps(analyses: list[Analysis], method: str, index: int) -> np.ndarray | Non
         except BrainMRIError as error:
             st.warning(plain(str(error)), icon=":material/warning:")
             return None
-        st.session_state["series.maps"] = held = (slot, maps)
-    return held[1]
+        opened.maps = (slot, maps)
+    return opened.maps[1]
 
 
 def _show_series_answer(answer: SeriesAnswer) -> None:
@@ -293,8 +314,9 @@ def _show_series_answer(answer: SeriesAnswer) -> None:
     research_notice()
 
 
-def _chart(analyses: list[Analysis], index: int) -> int | None:
+def _chart(opened: _Opened, index: int) -> int | None:
     """Probabilities along the slices with the decision below; a click chooses a slice."""
+    analyses = opened.answers[index]
     rows = [
         {"slice": i + 1, "class": class_title(name), "probability": a.probabilities[name], "decision": _decision(a)}
         for i, a in enumerate(analyses)
@@ -334,10 +356,11 @@ def _chart(analyses: list[Analysis], index: int) -> int | None:
         )
         .add_params(pick)
     )
-    counter, current = _view(analyses, index)
+    counter, current = opened.view(index)
     rule = alt.Chart(pd.DataFrame({"slice": [current + 1]})).mark_rule(strokeDash=[4, 3], size=1.5, color="#8a949a")
     chart = alt.layer(lines, strip, rule.encode(x=x), targets).resolve_scale(color="independent").properties(height=310)
-    event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=f"series.chart.{index}.{counter}")
+    key = opened.key(f"chart.{index}.{counter}")
+    event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=key)
     points = event.selection.get("pick") or [] if event else []
     return int(points[0]["slice"]) - 1 if points and "slice" in points[0] else None
 

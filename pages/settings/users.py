@@ -57,7 +57,8 @@ st.dataframe(
 change, add, invite = st.tabs(["Change a user", "Add a user", "Invitations"])
 
 with change:
-    by_name = {row.user.username: row for row in rows}
+    # Oneself last: what is chosen at first is another.
+    by_name = {row.user.username: row for row in sorted(rows, key=lambda row: row.user.id == user.id)}
     chosen = by_name[
         st.selectbox("User", by_name, format_func=lambda name: f"{name} · {by_name[name].user.name}", key="chosen")
     ]
@@ -70,13 +71,17 @@ with change:
             act(lambda: accounts.set_role(database, user, username, role), f"{username} is {role} now.")
     with st.container(horizontal=True):
         if st.button("Reset password", icon=":material/key:", help="One-time password; ends this user's sessions"):
-            password = None
-            with st.spinner("Resetting …"):
-                password = accounts.reset_password(database, user, username)
-            auth.leave_message(
-                f"One-time password of {username}, shown this once; it must be changed at the next sign-in:", password
-            )
-            st.rerun()
+            try:
+                with st.spinner("Resetting …"):
+                    password = accounts.reset_password(database, user, username)
+            except AccountError as error:
+                st.error(str(error), icon=":material/error:")
+            else:
+                auth.leave_message(
+                    f"One-time password of {username}, shown this once; it must be changed at the next sign-in:",
+                    password,
+                )
+                st.rerun()
         if chosen.active:
             if st.button("Deactivate", icon=":material/person_off:", help="Signs the user out and keeps them out"):
                 act(lambda: accounts.set_active(database, user, username, False), f"{username} is deactivated.")

@@ -85,6 +85,7 @@ def canvas(
     panels: Sequence[Panel],
     *,
     key: str,
+    identity: str | None = None,
     window: tuple[float, float] | None = None,
     opacity: float = 0.5,
     threshold: float = 0.2,
@@ -102,6 +103,9 @@ def canvas(
         At least one; sizes may differ, zoom and probe are linked by relative position.
     key : str
         Unique on the page; the reader's settings are remembered under it for the browser tab.
+    identity : str, optional
+        Of what is pictured; default: the key. Zoom, pan, window and slice are forgotten when it changes under a key;
+        how maps are drawn is not.
     window : (centre, width), optional
         Starting window in the image's units; default: 0-255 for uint8, else the 1st to 99th percentile.
     opacity, threshold : float in [0, 1]
@@ -136,7 +140,9 @@ def canvas(
         "slice": slice_index,
         "window": window,
     }
-    data = encode(panels, key=key, settings=settings, report_slice=report_slice, max_height=max_height)
+    data = encode(
+        panels, key=key, identity=identity or key, settings=settings, report_slice=report_slice, max_height=max_height
+    )
     result = _component()(key=key, data=data, default={"slice": slice_index}, on_slice_change=lambda: None)
     return CanvasState(int(result.slice or 0))
 

@@ -54,6 +54,7 @@ class CanvasView {
         dirtyMap: true,
       };
     });
+    const mounted = this.s !== undefined;
     this.count = Math.max(...this.panels.map((p) => p.n));
     const first = this.panels[0];
     const initial = this.header.settings;
@@ -61,15 +62,16 @@ class CanvasView {
     const fresh = {
       opacity: initial.opacity, threshold: initial.threshold, colourMap: initial.colour_map, style: initial.style,
       outline: true, peak: true, size: "fit", brainOnly: false, centre, width, slice: initial.slice,
-      scale: 1, x: 0.5, y: 0.5, signature: null,
+      scale: 1, x: 0.5, y: 0.5, identity: this.header.identity,
     };
     // Another picture under the same key: keep how the reader likes maps drawn, forget where they had zoomed to.
-    const signature = this.panels.map((p) => p.shape.join("x") + p.range.join()).join(";") + first.dtype;
     const old = remembered.get(this.header.key);
-    this.s = old && old.signature === signature ? old
+    this.s = old && old.identity === fresh.identity ? old
       : old ? { ...fresh, opacity: old.opacity, threshold: old.threshold, colourMap: old.colourMap, style: old.style,
-                outline: old.outline, peak: old.peak, size: old.size, brainOnly: old.brainOnly, signature }
-      : { ...fresh, signature };
+                outline: old.outline, peak: old.peak, size: old.size, brainOnly: old.brainOnly }
+      : fresh;
+    // A page that hears of the slice has moved on while the canvas was away; while it stands, the reader is ahead.
+    if (!mounted && this.header.report_slice) this.s.slice = initial.slice;
     this.s.slice = Math.min(Math.max(this.s.slice, 0), this.count - 1);
     remembered.set(this.header.key, this.s);
     this.home = { centre, width };
