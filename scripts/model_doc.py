@@ -304,22 +304,21 @@ def main() -> None:
     settings = load_settings().model
     card_metrics: dict[str, dict[str, float]] = {}
     rows = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
-    for path in sorted((ROOT / "evaluations").glob("*/metrics.json")):
+    for path in sorted((ROOT / "evaluations").glob(f"{settings.id}-*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
         flat = metrics | (metrics.get("calibration") or {})
         # The card names a run by its split; a run without typed labels has no accuracy to show there.
-        split = path.parent.name.removeprefix(f"{metrics['model']['id']}-")
+        split = path.parent.name.removeprefix(f"{settings.id}-")
         if not isinstance(flat.get("accuracy"), float):
-            rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | – | – | – | – |")
             continue
-        if metrics["model"]["id"] == settings.id:
-            card_metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
-            if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
-                card_metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
+        card_metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
+        if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
+            card_metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
         rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | " + " | ".join(figures) + " |")
     bars = fill_evaluation(settings.id)
     beside = {m: (run_metrics(f"{m}-clean-test"), run_metrics(f"{m}-lgg-test")) for m in (settings.id, *OTHERS)}
+    beside = {m: runs for m, runs in beside.items() if "shortcuts" in runs[0]}
     tables = {"figures": "\n".join(rows), "bars": bars, "networks": networks_table(beside), "search": search_table()}
     write_tables(ROOT / "docs" / "model.md", tables)
     write_tables(ROOT / "README.md", {"headline": headline(run_metrics(f"{settings.id}-clean-test"))})
