@@ -219,7 +219,7 @@ def is_head_ct(table: pd.DataFrame) -> np.ndarray:
 def _other_training(images: Path | str | None) -> list[pd.DataFrame]:
     """Training rows of the collections beside the main one, where they are."""
     found = []
-    for name in ("lgg", "brisc_notumor", "br35h_tumour", "elsewhere"):
+    for name in dict.fromkeys(folder for folder, _, _ in SETS.values() if folder != KAGGLE):
         folder = Path(images).parent / name if images is not None else None
         if folder is not None and folder.is_dir():
             table = runs.read_rows(SPLITS_DIRECTORY / f"{name}.csv", folder, "split")

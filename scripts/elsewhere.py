@@ -87,40 +87,45 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, head in HEADS.items():
-        members = read_members(options.archives / f"{head.archive}.tar.gz", head.member)
-        volume = read_volume(members)
-        outline = None
-        if name.startswith("tumour"):
-            label = head.member.replace("_image", "_label")
-            outline = read_volume(read_members(options.archives / f"{head.archive}.tar.gz", label)) > 0
-        grey = np.rint(np.clip(volume / np.percentile(volume[volume > 0], 99.8), 0, 1) * 255).astype(np.uint8)
+        grey, outline = read_head(head, options.archives)
         for plane, (first, end) in head.shows.items():
             for k in range(first, end, APART if len(head.shows) > 1 else 1):
-                row = {
-                    "path": f"{name}_{plane}_{k:03}.png",
-                    "label": NO_TUMOR,
-                    "plane": plane,
-                    "head": name,
-                    "mask": "",
-                }
-                if outline is not None:
-                    here, near = (outline[..., k].sum(), outline[..., max(k - 2, 0) : k + 3].any())
-                    if near and here < LEAST:  # a tumour's edge is neither
-                        continue
-                    if here:
-                        row |= {"label": UNKNOWN_TUMOUR, "mask": f"{name}_{plane}_{k:03}_mask.png"}
-                        save(outline[..., k].astype(np.uint8) * 255, options.output / row["mask"])
-                if head.tumour and k < head.tumour[1] + 3:
-                    if k >= head.tumour[1]:
-                        continue
-                    row |= {"label": UNKNOWN_TUMOUR}
+                label = label_of(k, head, outline)
+                if label is None:
+                    continue
+                path = f"{name}_{plane}_{k:03}"
+                row = {"path": f"{path}.png", "label": label, "plane": plane, "head": name, "mask": ""}
                 save(np.take(grey, k, PLANES[plane]), options.output / row["path"])
+                if outline is not None and label == UNKNOWN_TUMOUR:
+                    row["mask"] = f"{path}_mask.png"
+                    save(outline[..., k].astype(np.uint8) * 255, options.output / row["mask"])
                 # An epoch draws each slice; intervals are over heads.
-                group = row["path"].removesuffix(".png") if head.split == "train" else name
-                rows.append(row | {"group": group, "split": head.split})
+                rows.append(row | {"group": path if head.split == "train" else name, "split": head.split})
     for manifest in (options.output / "manifest.csv", SPLITS_DIRECTORY / "elsewhere.csv"):
         pd.DataFrame(rows).to_csv(manifest, index=False)
     print(f"{options.output}: {len(rows)} slices of {len(HEADS)} heads")
+
+
+def read_head(head: Head, archives: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Its voxels, uint8, and the experts' outline, bool, where the archive has one; axes as `read_volume`'s."""
+    archive = archives / f"{head.archive}.tar.gz"
+    volume = read_volume(read_members(archive, head.member))
+    grey = np.rint(np.clip(volume / np.percentile(volume[volume > 0], 99.8), 0, 1) * 255).astype(np.uint8)
+    if "_image." not in head.member:
+        return grey, None
+    return grey, read_volume(read_members(archive, head.member.replace("_image.", "_label."))) > 0
+
+
+def label_of(k: int, head: Head, outline: np.ndarray | None) -> str | None:
+    """What slice ``k`` shows; None at a tumour's edge, which is neither."""
+    if outline is not None:
+        near, tumour = outline[..., max(k - 2, 0) : k + 3].any(), outline[..., k].sum() >= LEAST
+    elif head.tumour is not None:
+        first, end = head.tumour
+        near, tumour = first - 3 < k < end + 3, first <= k < end
+    else:
+        return NO_TUMOR
+    return UNKNOWN_TUMOUR if tumour else None if near else NO_TUMOR
 
 
 def save(plane: np.ndarray, path: Path) -> None:
@@ -142,18 +147,18 @@ def read_members(archive: Path, name: str) -> dict[str, bytes]:
 def read_volume(members: dict[str, bytes]) -> np.ndarray:
     """Voxels, float32 (left to right, back to front, foot to head), of a NIfTI, an NRRD or a DICOM series."""
     path, content = next(iter(members.items()))
-    if path.endswith(".nii.gz"):
-        image = nibabel.as_closest_canonical(nibabel.Nifti1Image.from_bytes(gzip.decompress(content)))
-        return np.asarray(image.dataobj, np.float32).squeeze()
-    if path.endswith(".nrrd"):
-        return read_nrrd(content)
+    if path.endswith((".nii.gz", ".nrrd")):
+        image = (
+            read_nrrd(content) if path.endswith(".nrrd") else nibabel.Nifti1Image.from_bytes(gzip.decompress(content))
+        )
+        return np.asarray(nibabel.as_closest_canonical(image).dataobj, np.float32).squeeze()
     series = sorted((pydicom.dcmread(io.BytesIO(b)) for b in members.values()), key=lambda d: d.ImagePositionPatient[2])
     # Rows run to the left and columns to the back of the head: both turned.
     return np.stack([d.pixel_array.T[::-1, ::-1] for d in series], axis=-1).astype(np.float32)
 
 
-def read_nrrd(content: bytes) -> np.ndarray:
-    """Voxels of a gzipped NRRD in left-posterior-superior space whose axes run along those of the head."""
+def read_nrrd(content: bytes) -> nibabel.Nifti1Image:
+    """A gzipped NRRD in left-posterior-superior space; where its origin lies is left out."""
     head, _, body = content.partition(b"\n\n")
     fields = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
     shape = [int(n) for n in fields["sizes"].split()]
@@ -161,12 +166,10 @@ def read_nrrd(content: bytes) -> np.ndarray:
     if fields["space"] != "left-posterior-superior" or fields["encoding"] not in ("gzip", "gz"):
         raise SystemExit(f"{fields['space']}, {fields['encoding']}: expected left-posterior-superior and gzip")
     voxels = np.frombuffer(gzip.decompress(body), kind).reshape(shape, order="F").astype(np.float32)
-    directions = [[float(v) for v in axis.strip("()").split(",")] for axis in fields["space directions"].split()]
-    # Left and posterior grow in NRRD's space, right and anterior here.
-    for axis, sign in ((0, -1), (1, -1), (2, 1)):
-        if directions[axis][axis] * sign < 0:
-            voxels = np.flip(voxels, axis)
-    return voxels
+    axes = [[float(v) for v in axis.strip("()").split(",")] for axis in fields["space directions"].split()]
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(axes).T * [[-1], [-1], [1]]  # left and posterior grow there, right and anterior here
+    return nibabel.Nifti1Image(voxels, affine)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def test_a_nifti_of_any_orientation_is_turned():
     [("(1,0,0) (0,1,0) (0,0,1)", (0, 1)), ("(1,0,0) (0,-1,0) (0,0,1)", (0,)), ("(-1,0,0) (0,-1,0) (0,0,-2)", (2,))],
 )
 def test_an_nrrd_is_turned_by_its_directions(directions, flipped):
-    np.testing.assert_array_equal(elsewhere.read_nrrd(_nrrd(np.flip(RAS, flipped), directions)), RAS)
+    content = _nrrd(np.flip(RAS, flipped), directions)
+    np.testing.assert_array_equal(elsewhere.read_volume({"a.nrrd": content}), RAS)
 
 
 def test_slices_lie_upright_and_a_tumours_edge_is_left_out(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ class Case:
 
 def show_maps(user: User) -> None:
     """The tab with the maps."""
-    case = _choose_case()
+    case = _choose_case(user)
     if case is None:
         st.info(
             "Drop an image, press a sample or choose a case above. The maps appear here: the image and up to four "
@@ -107,7 +107,7 @@ def show_maps(user: User) -> None:
     research_notice()
 
 
-def _choose_case() -> Case | None:
+def _choose_case(user: User) -> Case | None:
     slices = pick_slice("heatmaps")
     masked = _pick_masked()
     sources = st.session_state.get("heatmaps.sources", [])
@@ -123,7 +123,7 @@ def _choose_case() -> Case | None:
     record = None
     if key.startswith("record-"):
         with suppress(StorageError):  # deleted meanwhile: a verdict makes a new case
-            record = open_record(state.database(), state.current_user(), int(key.removeprefix("record-")))
+            record = open_record(state.database(), user, int(key.removeprefix("record-")))
     mask = _known_mask(mri_slice)
     if mask is not None and mask.shape != mri_slice.pixels.shape:
         mask = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from brainmri import accounts, report
+from brainmri.displays import counted
 from brainmri.errors import BrainMRIError
 from brainmri.explain import METHODS, explain
 from brainmri.patients import patient_of
@@ -216,7 +217,7 @@ def _show_issued(record: Record, user: User) -> None:
         return
     st.subheader("Issued on this case", anchor=False)
     older = [r.id for r in issued if r.status != "final"][_DRAFTS:]
-    title = f"List {len(older)} older draft{'s' if len(older) > 1 else ''} as well"
+    title = f"List {counted(len(older), 'older draft')} as well"
     if older and not st.toggle(title, key=f"reports.older.{record.id}"):
         issued = [r for r in issued if r.id not in older]
     for row in issued:
