@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from pathlib import Path
 
@@ -213,3 +214,20 @@ def need_real_part(what: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(f"missing under CI: {what}")
     pytest.skip(f"needs {what}")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's Chromium under Playwright."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        need_real_part("Chromium and Playwright: apt-get install chromium, pip install playwright")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

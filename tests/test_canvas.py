@@ -2,11 +2,9 @@
 
 import base64
 import json
-import shutil
 
 import numpy as np
 import pytest
-from conftest import need_real_part
 
 from brainmri.explain.colour import COLOUR_MAPS, colour_table, overlay
 from brainmri.ui.canvas import _HERE, CanvasError, Panel, canvas, encode, quantise
@@ -57,18 +55,6 @@ def test_wrong_arrays_are_refused_with_what_came(panels, words):
 def test_unknown_style_is_refused():
     with pytest.raises(CanvasError, match="sparkle"):
         canvas([Panel(np.zeros((4, 4), np.uint8))], key="k", style="sparkle")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        need_real_part("Chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,14 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import need_real_part
 from PIL import Image
 
 from brainmri import synthetic
 from brainmri.config import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 METHODS = ["Grad-CAM", "HiResCAM", "LayerCAM", "Occlusion"]
 
 
@@ -57,22 +54,9 @@ def address(tmp_path_factory):
         server.wait(20)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        need_real_part("Chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def page(browser, address):
-    opened = browser.new_page(viewport={"width": 1400, "height": 1600}, accept_downloads=True)
+def page(chromium, address):
+    opened = chromium.new_page(viewport={"width": 1400, "height": 1600}, accept_downloads=True)
     opened.set_default_timeout(60_000)
     opened.sent = []
     opened.on("websocket", lambda socket: socket.on("framesent", lambda frame: opened.sent.append(frame)))

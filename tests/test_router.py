@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -150,23 +149,6 @@ def test_a_wrong_configuration_is_one_line_and_no_server(tmp_path, config, says)
 
 
 # --- in a real browser -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    program = shutil.which("chromium")
-    if program is None:
-        message = "Chromium (apt-get install chromium)"
-        pytest.fail(f"missing under CI: {message}") if os.environ.get("CI") == "true" else pytest.skip(
-            f"needs {message}"
-        )
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
