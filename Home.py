@@ -27,6 +27,7 @@ PAGES = {
     ],
     "Clinical": [
         ("clinical/series.py", "Series viewer", ":material/view_in_ar:", "series", EVERYONE),
+        ("clinical/pacs.py", "PACS", ":material/dns:", "pacs", ("radiologist",)),
         ("clinical/patients.py", "Patients", ":material/personal_injury:", "patients", SIGNED_IN),
         ("clinical/reports.py", "Reports", ":material/description:", "reports", SIGNED_IN),
     ],

@@ -1,6 +1,6 @@
 # `make app` on a fresh machine: environment, database, dashboard. `make test`: the tests' Python packages, then the tests.
-# Chromium and PostgreSQL come from the system (apt-get install chromium postgresql), the data set from `brainmri data fetch`;
-# a test that misses one is skipped and says so.
+# Chromium, PostgreSQL, Orthanc and DICOM tools come from the system (the packages that .ci/run names), the data set from
+# `brainmri data fetch`; a test that misses one is skipped and says so. Two processes test, file by file.
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8501
@@ -24,13 +24,13 @@ test-env: .venv/.tests
 	touch $@
 
 test: test-env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: test-env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

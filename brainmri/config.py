@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from brainmri.errors import ConfigError
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "config.yaml"
 IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 """Files, in lower case, that systems leave beside images: no door takes them for images."""
+
+_AE_TITLE = r"^[!-\[\]-~][ -\[\]-~]{0,15}$"  # PS3.5 6.2: no backslash, no control characters, not spaces alone
 
 
 class _Section(BaseModel):
@@ -76,6 +78,42 @@ class DicomSettings(_Section):
     max_archive_mb: PositiveFloat = 1_000
 
 
+class PacsServer(_Section):
+    """Another DICOM node."""
+
+    name: str = Field(min_length=1)
+    ae_title: str = Field(pattern=_AE_TITLE)
+    host: str = Field(min_length=1)
+    port: PositiveInt = Field(le=65_535)
+
+
+class PacsSettings(_Section):
+    """DICOM nodes to ask, and the listener that others send to.
+
+    ``callers`` are AE titles that may send beside the servers'; ``answer_to`` names the server that gets the listener's
+    answers (empty: none); a study is answered once nothing of it has come for ``quiet_seconds``.
+    """
+
+    ae_title: str = Field(default="BRAINMRI", pattern=_AE_TITLE)
+    servers: tuple[PacsServer, ...] = ()
+    host: str = "127.0.0.1"
+    port: PositiveInt = Field(default=11_112, le=65_535)
+    callers: tuple[Annotated[str, Field(pattern=_AE_TITLE)], ...] = ()
+    answer_to: str = ""
+    quiet_seconds: PositiveFloat = 10
+    spool: Path = Path("data/pacs")
+    timeout_seconds: PositiveFloat = 30
+
+    @model_validator(mode="after")
+    def _names_are_known_and_differ(self):
+        names = [server.name for server in self.servers]
+        if len(set(names)) < len(names):
+            raise ValueError("two servers have the same name; give each its own")
+        if self.answer_to and self.answer_to not in names:
+            raise ValueError(f"answer_to is {self.answer_to!r}; expected the name of one of servers, or empty")
+        return self
+
+
 class ReportSettings(_Section):
     """How reports are set: ``han`` is whose forms Han characters take in text without kana or hangul."""
 
@@ -99,6 +137,7 @@ class Settings(_Section):
     uploads: UploadSettings = UploadSettings()
     accounts: AccountSettings = AccountSettings()
     dicom: DicomSettings = DicomSettings()
+    pacs: PacsSettings = PacsSettings()
     reports: ReportSettings = ReportSettings()
     serving: ServingSettings = ServingSettings()
 

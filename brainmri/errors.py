@@ -17,6 +17,10 @@ class InvalidDicomError(InvalidImageError):
     """A DICOM file, series or zip that cannot be read or is not an MR image."""
 
 
+class PacsError(BrainMRIError):
+    """Another DICOM node that cannot be reached, refuses, or breaks off."""
+
+
 class DataError(BrainMRIError):
     """An image folder, manifest or split that is missing, empty or contradicts itself."""
 

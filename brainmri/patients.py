@@ -9,10 +9,11 @@ import csv
 import io
 import secrets
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -26,20 +27,23 @@ from brainmri.storage import (
     Record,
     UtcDateTime,
     attached_to,
+    delete_record,
     deleting,
     load_slice,
     may_delete,
     may_delete_signed,
     may_see_images,
     plain_cell,
+    save_record,
     sees_all,
     utc_now,
     visible_to,
 )
-from brainmri.types import CLASS_NAMES, CLASS_TITLES
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
+    from brainmri.dicom import Series
 
 SEXES = {"": "not given", "F": "female", "M": "male", "O": "other"}
 VERDICTS = {**CLASS_TITLES, "other": "Something else", "unsure": "Cannot tell"}
@@ -368,6 +372,84 @@ def file_records(
                 )
             )
     return study
+
+
+def keep_series(
+    database: Database,
+    settings: Settings,
+    user: User,
+    series: Series,
+    analyses: Sequence[Analysis],
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> list[Record]:
+    """Keep the answers to all slices of a series under their patient, or nothing.
+
+    Parameters
+    ----------
+    analyses : sequence of Analysis
+        One for each frame, in order.
+    report : callable, optional
+        Called with the slices kept so far and all of them.
+
+    Raises
+    ------
+    PermissionDeniedError
+        A guest.
+    StorageError
+        A slice cannot be stored, or the files say of the patient what is not allowed.
+    """
+    patient_id, person = _person(series)
+    known = known_patient(database, user, patient_id)
+    # The patient first: what the files say of one may be refused.
+    patient = known or patient_for_pseudonym(database, user, patient_id, **person)
+    records: list[Record] = []
+    try:
+        for analysis in analyses:
+            records.append(save_record(database, settings, user, analysis, None))
+            if report:
+                report(len(records), len(analyses))
+        file_records(
+            database,
+            user,
+            patient.id,
+            records,
+            study_uid=series.study_uid,
+            series_uid=series.uid,
+            title=" ".join(part for part in (series.label, series.plane or "") if part),
+            positions_mm=[f.position_mm for f in series.frames],
+        )
+        if known and not known.name and person:
+            edit_patient(database, user, known.id, **person)
+    except BaseException:  # Streamlit's own, too, which a click half-way raises
+        for record in records:
+            with suppress(BrainMRIError):
+                delete_record(database, settings, user, record.id)
+        if known is None:
+            with suppress(BrainMRIError):
+                delete_patient(database, settings, user, patient.id)
+        raise
+    return records
+
+
+def _person(series: Series) -> tuple[str, dict[str, Any]]:
+    """Patient's id, and where de-identification is off what else the files say of who it is."""
+    from brainmri.dicom.deidentify import pseudonym, tells_apart
+
+    said = series.frames[0].patient
+    if said is None:
+        return series.patient_id, {}
+    family, _, given = said["PatientName"].replace("=", "^").partition("^")
+    name = " ".join(part for part in (given.replace("^", " ").strip(), family.strip()) if part)
+    person = {
+        "name": "".join(c if c.isprintable() else " " for c in name)[:200],
+        "birth_date": read_birth_date(said["PatientBirthDate"]),
+        "sex": said["PatientSex"] if said["PatientSex"] in ("F", "M", "O") else "",
+    }
+    patient_id = series.patient_id
+    if not tells_apart(patient_id):  # or all who have no id would be one patient
+        patient_id = pseudonym(series.study_uid or series.uid or series.slices[0].sha256, b"")
+    return patient_id, {key: value for key, value in person.items() if value}
 
 
 def patient_of(database: Database, user: User, record_id: int) -> tuple[Patient, Study, StudyRecord] | None:

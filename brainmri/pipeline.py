@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from brainmri.config import Settings
 from brainmri.imaging import decode_image
@@ -12,6 +15,9 @@ from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 
 if TYPE_CHECKING:
     from brainmri.dicom import SetAside
+
+_BATCH = 16
+_MOST_FEATURE_MAPS = 256
 
 
 def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis]:
@@ -56,6 +62,22 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
             )
         )
     return results
+
+
+def analyse_stack(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis]:
+    """`analyse` for many slices, a batch at a time; past 256 slices without feature maps, which a map makes anew.
+
+    Raises
+    ------
+    ModelError
+        As `analyse`.
+    """
+    done: list[Analysis] = []
+    for start in range(0, len(slices), _BATCH):
+        done += analyse(classifier, slices[start : start + _BATCH])
+    if len(slices) > _MOST_FEATURE_MAPS:
+        done = [replace(a, feature_maps=np.empty(0, np.float32)) for a in done]
+    return done
 
 
 def read_slices(content: bytes, name: str, settings: Settings, *, insist: bool = False) -> list[MRISlice]:

@@ -108,6 +108,9 @@ class Recipe(_Strict):
         How many: alike, but trained from other random numbers. For each batch one is drawn to answer.
     teacher_weight : float
         Their share of the class loss.
+    edited_taught : bool
+        Teachers answer for views in which a tumour was painted away or pasted in as well; else what was done to such a
+        view alone says what it shows.
     start_teaches : bool
         The network that this one starts from is one more teacher.
     start_share : float
@@ -166,6 +169,7 @@ class Recipe(_Strict):
     teacher: str | None = None
     teachers: int = Field(1, gt=0)
     teacher_weight: float = Field(0.0, ge=0, le=1)
+    edited_taught: bool = True
     start_teaches: bool = False
     start_share: float = Field(0.0, ge=0, le=1)
     imagenet_blocks: tuple[int, ...] = ()

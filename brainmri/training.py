@@ -563,6 +563,8 @@ class _Batches:
         classes = targets
         if self.teachers:
             answers, untaught = self._taught(image, rng), self.untaught[drawn.index[chosen]]
+            if not self.recipe.edited_taught:
+                untaught |= (targets != self.data.targets[drawn.index[chosen]]).any(axis=1)
             untaught[:mixed] = False
             answers[untaught] = targets[untaught] / targets[untaught].sum(axis=1, keepdims=True)
             classes = np.concatenate([targets, answers], axis=1)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -158,10 +162,7 @@ def open_page(make_user):
 def postgresql_server(tmp_path_factory):
     """URL of a real PostgreSQL server started for the tests, without the database's name."""
     import glob
-    import os
-    import shutil
-    import socket
-    import subprocess
+    import tempfile
 
     programs = [os.path.dirname(shutil.which("initdb") or ""), *sorted(glob.glob("/usr/lib/postgresql/*/bin"))]
     programs = [p for p in programs if p and os.path.exists(f"{p}/initdb")]
@@ -173,11 +174,7 @@ def postgresql_server(tmp_path_factory):
         need_real_part("PostgreSQL: apt-get install postgresql, .venv/bin/pip install -e '.[postgres]'")
     # The server refuses to run as root; Debian's package brings a user for it.
     owner = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    import tempfile
-
+    port = free_port()
     folder = tempfile.mkdtemp(prefix="brainmri-postgresql-")  # pytest's own folders are closed to other users
     if owner:
         shutil.chown(folder, "postgres", "postgres")
@@ -209,11 +206,102 @@ def postgresql_url(postgresql_server):
 
 def need_real_part(what: str) -> None:
     """Skip where a real part is missing, and fail where CI promises that it is there."""
-    import os
-
     if os.environ.get("CI") == "true":
         pytest.fail(f"missing under CI: {what}")
     pytest.skip(f"needs {what}")
+
+
+def free_port() -> int:
+    """A port that nothing listens at, a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class AppServer:
+    """`streamlit run Home.py` over a configuration (by default the test's own); can be stopped and started again."""
+
+    def __init__(self, log: Path, config: Path | None = None):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self.environment = os.environ | ({"BRAINMRI_CONFIG": str(config)} if config else {})
+        self.start()
+
+    def start(self) -> None:
+        options = ["--server.port", str(self.port), "--server.fileWatcherType", "none"]
+        command = [sys.executable, "-m", "streamlit", "run", "Home.py", *options]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(command, cwd=PAGES.parent, env=self.environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2).close()
+                return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text("utf-8", "replace")[-2000:]
+                time.sleep(0.25)
+        raise AssertionError("the server did not answer within 90 s")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def server(app_settings, tmp_path):
+    """The app over the test's configuration."""
+    running = AppServer(tmp_path / "server.log")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory):
+    """A real PACS, empty: Debian's Orthanc. Yields how the configuration names it and where its REST interface is."""
+    import json
+
+    from brainmri.config import PacsServer
+
+    program = shutil.which("Orthanc", path=f"{os.environ.get('PATH')}:/usr/sbin")
+    if program is None:
+        need_real_part("Orthanc: apt-get install orthanc")
+    folder, dicom, http = tmp_path_factory.mktemp("orthanc"), free_port(), free_port()
+    always = {f"DicomAlwaysAllow{what}": True for what in ("Echo", "Store", "Find", "Get")}
+    configuration = {
+        "StorageDirectory": str(folder / "images"),
+        "IndexDirectory": str(folder / "images"),
+        "DicomPort": dicom,
+        "HttpPort": http,
+        "DicomAet": "ORTHANC",
+        "DicomCheckCalledAet": True,
+        "DefaultEncoding": "Utf8",
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        **always,
+    }
+    (folder / "orthanc.json").write_text(json.dumps(configuration))
+    process = subprocess.Popen(
+        [program, str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url, deadline = f"http://127.0.0.1:{http}", time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/system", timeout=2).close()
+            break
+        except OSError:
+            assert process.poll() is None, "Orthanc ended"
+            assert time.monotonic() < deadline, "Orthanc does not answer"
+            time.sleep(0.1)
+    yield PacsServer(name="Archive", ae_title="ORTHANC", host="127.0.0.1", port=dicom), url
+    process.terminate()
+    process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")

@@ -3,50 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import pytest
-from conftest import PASSWORD, need_real_part
+from conftest import PASSWORD
 from dicom_maker import stack, zipped
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def server(app_settings, make_user, tmp_path):
-    """A running server with a radiologist; yields its address."""
-    from brainmri.ui import state
-
-    make_user("radiologist")
-    state.database().close()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "Home.py", "--server.port", str(port)]
-    with open(tmp_path / "server.log", "wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
-                break
-            except OSError:
-                if process.poll() is not None:
-                    pytest.fail((tmp_path / "server.log").read_text("utf-8", "replace")[-2000:])
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def slider_share(slider) -> float:
@@ -63,23 +27,20 @@ def click_chart(page, slice_number: int, of: int) -> None:
     page.mouse.click(left + (right - left) * (slice_number - 0.5) / of, area["y"] + area["height"] * 0.55)
 
 
-def test_from_zip_to_verified_report(server, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import expect, sync_playwright
-    except ImportError:
-        chromium = None
-    if chromium is None:
-        need_real_part("Chromium and Playwright: apt-get install chromium, pip install playwright")
+def test_from_zip_to_verified_report(server, chromium, make_user, tmp_path):
+    from playwright.sync_api import expect
+
+    from brainmri.ui import state
+
+    make_user("radiologist")
+    state.database().close()
     archive = tmp_path / "series.zip"
     archive.write_bytes(zipped({**stack(6), "notes.txt": b"not an image"}))
     expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    with chromium.new_context(viewport={"width": 1400, "height": 1000}) as context:
+        page = context.new_page()
         page.set_default_timeout(60_000)
-        page.goto(f"{server}/series")
+        page.goto(f"{server.url}/series")
         page.get_by_label("User name").first.fill("radiologist")
         page.get_by_label("Password").first.fill(PASSWORD)
         page.get_by_role("button", name="Sign in").last.click()
@@ -132,7 +93,6 @@ def test_from_zip_to_verified_report(server, tmp_path):
         expect(page.get_by_text("Not genuine")).to_be_visible()
         if folder := os.environ.get("BRAINMRI_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/verify.png")
-        browser.close()
     command = [sys.executable, "-m", "brainmri", "report", "verify"]
     good = subprocess.run([*command, str(pdf)], cwd=ROOT, capture_output=True, text=True)
     assert good.returncode == 0

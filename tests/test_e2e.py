@@ -3,82 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
-import pytest
-from conftest import PASSWORD, need_real_part
+from conftest import PASSWORD
 
 from brainmri import synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_MS = 60_000
-
-
-class Server:
-    """`streamlit run Home.py` over the test's configuration; can be stopped and started again."""
-
-    def __init__(self, log: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = log
-        self.start()
-
-    def start(self):
-        options = ["--server.port", str(self.port), "--server.fileWatcherType", "none"]
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamlit", "run", "Home.py", *options], cwd=ROOT, stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2).close()
-                return
-            except OSError:
-                assert self.process.poll() is None, self.log.read_text("utf-8", "replace")[-2000:]
-                time.sleep(0.25)
-        raise AssertionError("the server did not answer within 90 s")
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-@pytest.fixture
-def server(app_settings, tmp_path):
-    running = Server(tmp_path / "server.log")
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import expect, sync_playwright
-    except ImportError:
-        chromium = None
-    if chromium is None:
-        need_real_part("Chromium and Playwright: apt-get install chromium, pip install playwright")
-    expect.set_options(timeout=TIMEOUT_MS)
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        launched = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield launched
-        launched.close()
 
 
 def wait_for_cookie(page, *, present: bool):
@@ -90,11 +23,12 @@ def wait_for_cookie(page, *, present: bool):
     page.wait_for_timeout(2000)
 
 
-def test_from_sign_up_to_the_back_button(server, browser, tmp_path):
+def test_from_sign_up_to_the_back_button(server, chromium, tmp_path):
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=TIMEOUT_MS)
     foreign: list[str] = []
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(TIMEOUT_MS)
     local = (server.url, "data:", "blob:")

@@ -6,16 +6,11 @@ No script run while sliders move; nothing wider than a phone; one finger scrolls
 from __future__ import annotations
 
 import io
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import AppServer
 from PIL import Image
 
 from brainmri import synthetic
@@ -30,28 +25,9 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
     model = load_settings().model
     (folder / "config.yaml").write_text(f"model: {{id: {model.id}, directory: '{model.directory}'}}\n", "utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(ROOT / "Home.py"), "--server.port", str(port),
-         "--server.headless", "true", "--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"],
-        cwd=ROOT,
-        env={**os.environ, "BRAINMRI_CONFIG": str(folder / "config.yaml"), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    running = AppServer(folder / "server.log", folder / "config.yaml")
+    yield running.url
+    running.stop()
 
 
 @pytest.fixture

@@ -477,6 +477,21 @@ def test_of_a_source_that_is_not_taught_the_labels_alone_count(collection):
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+def test_of_an_edited_view_what_was_done_to_it_counts_alone(collection):
+    stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3, "painted_away": 0.6}
+    taught = {"teacher": "first", "teacher_weight": 0.5, "counterfactuals": True, "batch_size": 10, "stages": [stage]}
+    both = [_recipe(collection, **taught, edited_taught=asked) for asked in (True, False)]
+    data = views.load_training_set(both[0], collection.parent, "train")
+    (_, asked, _), (_, spared, _) = (_batches(r, data, teachers=[_halves(32, 0.9)]).of_epoch(0)[0] for r in both)
+    order = views.epoch_indices(data, both[0], 0)[:10]
+    edited = (asked[:, :4] != data.targets[order]).any(axis=1)
+    assert 0 < edited.sum() < 10
+    np.testing.assert_allclose(asked[:, 4:], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(spared[~edited, 4:], 0.9, rtol=1e-6)
+    np.testing.assert_array_equal(spared[edited, 4:], spared[edited, :4])
+
+
+@pytest.mark.usefixtures("tiny_blocks")
 def test_epochs_cycle_over_the_draws_in_another_order_and_mirrored(collection):
     stage = {"input_size": 32, "epochs": 4, "learning_rate": 1e-3}
     recipe = _recipe(collection, draws=2, stages=[stage], batch_size=20)

@@ -81,6 +81,7 @@ def explanation_page(
     opacity: float = 0.5,
     threshold: float = 0.2,
     colour_map: str = DEFAULT_COLOUR_MAP,
+    heading: Sequence[str] = (),
 ) -> Figure:
     """Lay a slice, maps of it, the answer and what each method means on one landscape A4 page.
 
@@ -90,6 +91,8 @@ def explanation_page(
         One to `MOST_ON_A_PAGE`.
     mask, opacity, threshold, colour_map
         See `explanation_panel`.
+    heading : sequence of str
+        Title and lines below it, instead of the slice's name.
 
     Raises
     ------
@@ -105,9 +108,11 @@ def explanation_page(
         """Text whose top left is x, y inches from the page's."""
         figure.text(x / width, 1 - y / height, words, **{"va": "top", "fontsize": 8.5, **style})
 
-    write(margin, 0.42, analysis.slice.name, fontsize=14, fontweight="bold")
-    write(margin, 0.74, answer(analysis), fontsize=11)
-    top = 1.15
+    headline, *more = heading or (analysis.slice.name,)
+    write(margin, 0.42, headline, fontsize=14, fontweight="bold")
+    for number, words in enumerate((*more, answer(analysis))):
+        write(margin, 0.74 + 0.25 * number, words, fontsize=11)
+    top = 1.15 + 0.25 * len(more)
     if warning := rejection(analysis):
         write(margin, top, warning, fontsize=10, color="white", backgroundcolor="darkred")
         top += 0.4
@@ -148,6 +153,13 @@ def explanation_page(
         linespacing=1.4,
     )
     return figure
+
+
+def as_pixels(figure: Figure, *, dpi: int = 100) -> np.ndarray:
+    """Draw a figure: uint8 (height, width, 3), RGB."""
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
 
 
 def as_bytes(figure: Figure, kind: str = "png", *, dpi: int = 150) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,9 @@ from brainmri.dicom import (
     read_files,
     read_series,
 )
-from brainmri.dicom.deidentify import pseudonym, tells_apart
 from brainmri.errors import BrainMRIError, InvalidDicomError
 from brainmri.explain import METHODS, explain
-from brainmri.pipeline import analyse
-from brainmri.storage import Record, delete_record, save_record
+from brainmri.pipeline import analyse_stack
 from brainmri.types import CLASS_NAMES, Analysis
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
@@ -58,6 +56,8 @@ class _Opened:
         By position of the series: how often a slice was jumped to, which names the widgets, and the slice, from 0.
     maps : tuple or None
         Position of the series and method, and the maps drawn last.
+    origin : str
+        The PACS that it was fetched from; empty for an upload.
     """
 
     token: tuple
@@ -66,6 +66,7 @@ class _Opened:
     kept: dict[int, list[int]] = field(default_factory=dict)
     views: dict[int, tuple[int, int]] = field(default_factory=dict)
     maps: tuple[tuple[int, str], np.ndarray] | None = None
+    origin: str = ""
 
     def key(self, widget: str) -> str:
         """Session key of a widget that knows nothing of other uploads."""
@@ -74,6 +75,11 @@ class _Opened:
     def view(self, index: int) -> tuple[int, int]:
         """Of a series; before anything is chosen, the slice to show first."""
         return self.views.get(index) or (0, analyses_peak(self.answers[index]))
+
+
+def open_reading(user: User, reading: Reading, origin: str) -> None:
+    """Show a reading that was fetched, until something is uploaded or it is closed."""
+    st.session_state["series.opened"] = _Opened((user.id, origin, time.time_ns()), reading, origin=origin)
 
 
 def pick_upload(user: User) -> Reading | None:
@@ -94,11 +100,13 @@ def pick_upload(user: User) -> Reading | None:
         key="series.insist",
         help="Other modalities than MR, localisers, diffusion, derived images, and pictures marked as holding text.",
     )
+    opened = st.session_state.get("series.opened")
     if not uploads:
+        if opened is not None and opened.origin and opened.token[0] == user.id:
+            return _fetched(opened)
         st.session_state.pop("series.opened", None)
         return None
     token = (user.id, insist, *(f.file_id for f in uploads))
-    opened = st.session_state.get("series.opened")
     if opened is None or opened.token != token:
         st.session_state.pop("series.opened", None)
         try:
@@ -117,6 +125,16 @@ def pick_upload(user: User) -> Reading | None:
             st.error(plain(str(error)), icon=":material/broken_image:")
             return None
         st.session_state["series.opened"] = opened = _Opened(token, reading)
+    return opened.reading
+
+
+def _fetched(opened: _Opened) -> Reading | None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        how = ", de-identified" if state.settings().dicom.deidentify else ""
+        st.markdown(f":material/dns: Fetched from **{plain(opened.origin)}**{how}.")
+        if st.button("Close", icon=":material/close:", key="series.close"):
+            del st.session_state["series.opened"]
+            st.rerun()
     return opened.reading
 
 
@@ -186,14 +204,8 @@ def _common_notes(series: Series) -> list[str]:
 
 def _answer(series: Series) -> list[Analysis]:
     classifier = state.classifier()
-    slices = series.slices
-    done: list[Analysis] = []
-    with st.spinner(f"Answering {len(slices)} slices …"):
-        for start in range(0, len(slices), _BATCH):
-            done += analyse(classifier, slices[start : start + _BATCH])
-    if len(slices) > 256:  # let go of activations; maps make them anew where they are asked for
-        done = [replace(a, feature_maps=np.empty(0, np.float32)) for a in done]
-    return done
+    with st.spinner(f"Answering {len(series.frames)} slices …"):
+        return analyse_stack(classifier, series.slices)
 
 
 def _viewer(opened: _Opened, index: int) -> int:
@@ -421,57 +433,14 @@ def _keep_section(
 
 def _keep(series: Series, analyses: list[Analysis], user: User) -> list[int]:
     """Store all slices under their patient, or nothing."""
-    database, settings = state.database(), state.settings()
-    patient_id, person = _person(series)
-    known = patients.known_patient(database, user, patient_id)
-    # The patient first: what the files say of one may be refused.
-    patient = known or patients.patient_for_pseudonym(database, user, patient_id, **person)
     bar = st.progress(0.0, "Keeping …")
-    records: list[Record] = []
-    try:
-        for i, analysis in enumerate(analyses):
-            records.append(save_record(database, settings, user, analysis, None))
-            bar.progress((i + 1) / len(analyses), f"Keeping slice {i + 1} of {len(analyses)}")
-        patients.file_records(
-            database,
-            user,
-            patient.id,
-            records,
-            study_uid=series.study_uid,
-            series_uid=series.uid,
-            title=" ".join(part for part in (series.label, series.plane or "") if part),
-            positions_mm=[f.position_mm for f in series.frames],
-        )
-        if known and not known.name and person:
-            patients.edit_patient(database, user, known.id, **person)
-    except BaseException:  # Streamlit's own, too, which a click half-way raises
-        for record in records:
-            with suppress(BrainMRIError):
-                delete_record(database, settings, user, record.id)
-        if known is None:
-            with suppress(BrainMRIError):
-                patients.delete_patient(database, settings, user, patient.id)
-        raise
+
+    def report(done: int, total: int) -> None:
+        bar.progress(done / total, f"Keeping slice {done} of {total}")
+
+    records = patients.keep_series(state.database(), state.settings(), user, series, analyses, report=report)
     bar.empty()
     return [record.id for record in records]
-
-
-def _person(series: Series) -> tuple[str, dict[str, Any]]:
-    """Patient's id, and where de-identification is off what else the files say of who it is."""
-    said = series.frames[0].patient
-    if said is None:
-        return series.patient_id, {}
-    family, _, given = said["PatientName"].replace("=", "^").partition("^")
-    name = " ".join(part for part in (given.replace("^", " ").strip(), family.strip()) if part)
-    person = {
-        "name": "".join(c if c.isprintable() else " " for c in name)[:200],
-        "birth_date": patients.read_birth_date(said["PatientBirthDate"]),
-        "sex": said["PatientSex"] if said["PatientSex"] in ("F", "M", "O") else "",
-    }
-    patient_id = series.patient_id
-    if not tells_apart(patient_id):  # or all who have no id would be one patient
-        patient_id = pseudonym(series.study_uid or series.uid or series.slices[0].sha256, b"")
-    return patient_id, {key: value for key, value in person.items() if value}
 
 
 def _show_lists(reading: Reading) -> None:
