@@ -313,7 +313,7 @@ class ChunkWorker:
         for path in files:
             try:
                 slices, aside = read(path)
-            except (BrainMRIError, OSError, _Poison) as error:
+            except Exception as error:  # whatever it is, it costs this file and not the job
                 bad.append({"path": path, "error": type(error).__name__.lstrip("_"), "message": str(error)})
                 continue
             for item in aside:

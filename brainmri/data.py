@@ -189,7 +189,7 @@ def fetch(root: Path | str) -> Path:
         No network or no kagglehub, or ``root`` already holds something else; says how to do it by hand.
     """
     root = Path(root)
-    if any((root / folder).is_dir() for folder in _FOLDERS):
+    if all((root / folder).is_dir() for folder in _FOLDERS):
         return root
     try:
         import kagglehub
@@ -200,6 +200,8 @@ def fetch(root: Path | str) -> Path:
             f"{KAGGLE_DATASET} could not be downloaded ({type(error).__name__}); {fetch_hint(root)}"
         ) from error
     root.mkdir(parents=True, exist_ok=True)
-    for folder in _FOLDERS:
-        shutil.copytree(source / folder, root / folder, dirs_exist_ok=True)
+    for folder in (f for f in _FOLDERS if not (root / f).is_dir()):
+        copied = root / f"{folder}.part"  # whole or not there: half a folder would pass for the set
+        shutil.copytree(source / folder, copied, dirs_exist_ok=True)
+        copied.rename(root / folder)
     return root

@@ -84,7 +84,7 @@ def decode_image(
         ) from error
     except UnidentifiedImageError as error:
         raise InvalidImageError(f"{name}: not an image that can be read; {_ACCEPTED}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
+    except Exception as error:  # a damaged file makes Pillow raise whatever its format's reader comes across
         raise InvalidImageError(f"{name}: the image is damaged or cut short ({error}); {_ACCEPTED}") from error
     pixels.setflags(write=False)
     sha256 = hashlib.sha256(content).hexdigest()

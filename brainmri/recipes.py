@@ -162,8 +162,8 @@ class Recipe(_Strict):
 
     name: str
     description: str = ""
-    sources: tuple[Source, ...]
-    stages: tuple[Stage, ...]
+    sources: tuple[Source, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...] = Field(min_length=1)
     continues: str | None = None
     architecture: Literal["vgg16", "efficientnet-lite2"] = "vgg16"
     teacher: str | None = None
@@ -199,6 +199,8 @@ class Recipe(_Strict):
     def _what_one_field_needs_of_another(self):
         if self.cached_draws and (self.teacher or self.draws):
             raise ValueError("cached_draws: features of few views, with neither teacher nor draws; leave those out")
+        if self.cached_draws and not self.frozen_blocks:
+            raise ValueError("cached_draws: features of frozen blocks, of which there are none; name frozen_blocks")
         mixed = any(stage.mixed for stage in self.stages)
         if (self.start_teaches or mixed) and not (self.teacher and self.teacher_weight):
             raise ValueError("start_teaches, mixed: only where a teacher answers; name one and its teacher_weight")
@@ -220,7 +222,7 @@ def load_recipe(name: str) -> Recipe:
         known = ", ".join(sorted(p.stem for p in RECIPES_DIRECTORY.glob("*.yaml")))
         raise ConfigError(f"no recipe '{name}'; recipes: {known}")
     try:
-        return Recipe(**yaml.safe_load(path.read_text("utf-8")))
+        return Recipe.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except (yaml.YAMLError, ValidationError, TypeError) as error:
         raise ConfigError(f"{path.name}: {' '.join(str(error).split())}") from error
 

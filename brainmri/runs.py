@@ -30,6 +30,8 @@ CHUNK = 64
 SLICES_A_PATIENT = 13
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
+PARTIAL = ".partial"
+"""What the names of unfinished work in a run's folder begin with."""
 KEPT_COLUMNS = ("path", "label", "split", "group", "plane", "source", "sequence", "kind", "mirrored", "mask",
                 "seen_in_training")  # fmt: skip
 NEEDED = {"model", "data", "n", "n_groups", "n_typed", "undefined", "intervals", "accuracy", "balanced_accuracy",
@@ -345,9 +347,11 @@ def evaluate(
     Raises
     ------
     DataError, InvalidImageError, ModelError
-        Empty split, missing files, foreign labels, broken weights.
+        Empty split, missing files, foreign labels, broken weights, or a folder that holds a run of something else.
     """
     manifest = Path(manifest)
+    name = name or (manifest.stem if manifest.stem != "manifest" else manifest.resolve().parent.name)
+    _require_own_folder(Path(output), (classifier.card.id, name, f"{split_column}: {split}"))
     table = read_rows(manifest, images, split_column)
     rows = select_split(table, split)
     training = table[table["split"] == training_split]
@@ -357,7 +361,7 @@ def evaluate(
     elif baseline:
         why = why_no_baseline(training, rows)
     predictions = predict_rows(
-        classifier, rows, Path(output) / "partial", progress=progress("predicting") if progress else None
+        classifier, rows, Path(output) / PARTIAL, progress=progress("predicting") if progress else None
     )
     metrics: dict[str, Any] = {"key": key_of(classifier, rows), "baseline": None}
     if why:
@@ -367,13 +371,31 @@ def evaluate(
             training, rows, progress=progress("nearest neighbours") if progress else None
         )
     data = {
-        "name": name or (manifest.stem if manifest.stem != "manifest" else manifest.resolve().parent.name),
+        "name": name,
         "manifest": manifest.name,
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "split_column": split_column,
         "split": split,
     }
     return save_run(output, classifier, predictions, data, metrics)
+
+
+def _require_own_folder(output: Path, about: tuple[str, str, str]) -> None:
+    """A run measured anew replaces itself; another model's or another split's is not lost to it."""
+    try:
+        found = open_run(output).metrics
+        there = (
+            found["model"]["id"],
+            found["data"]["name"],
+            f"{found['data']['split_column']}: {found['data']['split']}",
+        )
+    except (DataError, KeyError):
+        return  # none, or none that could be lost
+    if there != about:
+        raise DataError(
+            f"{output}: holds a run of {', '.join(there)}; this one is of {', '.join(about)}. Name another folder, or "
+            "remove that one"
+        )
 
 
 def save_run(
@@ -406,7 +428,7 @@ def save_run(
     _compact(predictions).to_parquet(temporary, compression="zstd", index=False)
     os.replace(temporary, output / PREDICTIONS_FILE)
     write_metrics(output, metrics)
-    for finished in output.glob("partial*/"):
+    for finished in output.glob(f"{PARTIAL}*/"):
         shutil.rmtree(finished)
     return Run(output, metrics)
 
@@ -506,7 +528,7 @@ def _opened(root: Path) -> Iterator[Run | DataError]:
                 yield open_run(folder)
             except DataError as error:
                 yield error
-        elif (folder / PREDICTIONS_FILE).exists() or any(folder.glob("partial*")):
+        elif (folder / PREDICTIONS_FILE).exists() or any(folder.glob(f"{PARTIAL}*")):
             yield DataError(f"{folder.name}: not finished (no {METRICS_FILE}); the same command goes on")
 
 

@@ -93,6 +93,7 @@ def run_search(
             facts |= {"minutes": round(minutes, 1)} | measure_network(network, data_root, splits=splits)
             card = {
                 "id": row.name,
+                "recipe": recipe.model_dump(mode="json") | {"epochs_run": epochs, "minutes": facts["minutes"]},
                 "class_names": CLASS_NAMES,
                 "created": "",
                 "architecture": "VGG16",

@@ -271,14 +271,15 @@ def run_suite(
     """Evaluate a model on everything that a data folder holds; runs go to ``<output>/<model id>-<part>/``.
 
     Preprocessing, shortcuts and robustness become part of the clean-test run. What is finished is kept; starting again
-    goes on, and only other weights, another engine or decision rule, other data or a removed folder make it start over.
-    What runs take from each other is renewed every time.
+    goes on, and only other weights, another engine or decision rule, other rows of a manifest or a removed folder make
+    it start over; a picture replaced under its name does not. What runs take from each other is renewed every time.
 
     Parameters
     ----------
     data : path
         Holds ``brain_tumor_mri``, ``lgg``, ``brisc_notumor``, ``br35h_tumour``, ``elsewhere`` (each with
-        ``manifest.csv``), ``out_of_distribution/<kind>/`` and ``dicom/head_t1``; what is missing is left out.
+        ``manifest.csv``, or as ``data/splits`` lists it), ``out_of_distribution/<kind>/`` and ``dicom/head_t1``; what
+        is missing is left out.
     only : sequence of str, optional
         Some of ``PARTS``.
 
@@ -295,15 +296,16 @@ def run_suite(
     made: dict[str, Run] = {}
     for part in (p for p in wanted if p in SETS):
         folder, column, split = SETS[part]
-        if not (data / folder / MANIFEST).is_file():
+        manifest = _manifest(data, folder)
+        if manifest is None:
             continue
-        rows = select_split(runs.read_rows(data / folder / MANIFEST, data / folder, column), split)
+        rows = select_split(runs.read_rows(manifest, data / folder, column), split)
         if finished := _finished(classifier, output, part, rows):
             made[part] = finished
             continue
         made[part] = runs.evaluate(
             classifier,
-            data / folder / MANIFEST,
+            manifest,
             data / folder,
             column,
             split,
@@ -314,12 +316,21 @@ def run_suite(
     if "out-of-distribution" in wanted and (data / STRANGE).is_dir():
         made["out-of-distribution"] = _strange_run(classifier, data, output, progress)
     for part, compute in (("preprocessing", _preprocessing), ("shortcuts", _shortcuts), ("robustness", _robustness)):
-        if part in wanted and (data / KAGGLE / MANIFEST).is_file():
+        if part in wanted and _manifest(data, KAGGLE) is not None:
             made["clean-test"] = _extend_clean_run(classifier, data, output, part, compute, progress)
     if not made:
-        raise DataError(f"{data}: holds none of {', '.join({f for f, _, _ in SETS.values()})}, {STRANGE}")
+        known = dict.fromkeys((*(folder for folder, _, _ in SETS.values()), STRANGE))
+        raise DataError(f"{data}: holds none of the folders {', '.join(known)} that the suite knows")
     renewed = _renew_copies(classifier, output)
     return [renewed.get(part, run) for part, run in made.items()]
+
+
+def _manifest(data: Path, folder: str) -> Path | None:
+    """The collection's own manifest, else the copy in ``data/splits``; None where the collection is not there."""
+    own = data / folder / MANIFEST
+    if own.is_file():
+        return own
+    return SPLITS_DIRECTORY / f"{folder}.csv" if (data / folder).is_dir() else None
 
 
 def _named(progress: Stages | None, part: str) -> Stages | None:
@@ -374,12 +385,14 @@ class _Kept:
 
 
 def _extend_clean_run(classifier, data, output, part, compute, progress) -> Run:
-    rows = runs.read_rows(data / KAGGLE / MANIFEST, data / KAGGLE, "clean_split")
+    manifest = _manifest(data, KAGGLE)
+    assert manifest is not None, "the caller asked"
+    rows = runs.read_rows(manifest, data / KAGGLE, "clean_split")
     run = _finished(classifier, output, "clean-test", select_split(rows, "test"))
     if run is None:
         raise DataError(f"'{part}' extends the clean-test run of the same weights and rule; evaluate that part first")
     saved = run.metrics.get(part, {})
-    kept = _Kept(run.directory / f"partial-{part}.json", runs.key_of(classifier, rows), saved)
+    kept = _Kept(run.directory / f"{runs.PARTIAL}-{part}.json", runs.key_of(classifier, rows), saved)
     run = _rewritten(run, {part: saved | compute(classifier, data, rows, kept, _named(progress, part))})
     kept.path.unlink(missing_ok=True)
     return run
@@ -528,8 +541,8 @@ def _healthy(data: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Pictures without tumour that were not trained on, from every collection at hand, with their ``source``."""
     parts = [rows.assign(source="Kaggle notumor")]
     for folder, source in (("brisc_notumor", "BRISC"), ("lgg", "TCGA LGG")):
-        if (data / folder / MANIFEST).is_file():
-            table = runs.read_rows(data / folder / MANIFEST, data / folder, "split")
+        if (manifest := _manifest(data, folder)) is not None:
+            table = runs.read_rows(manifest, data / folder, "split")
             parts.append(table.assign(source=source))
     found = pd.concat(parts, ignore_index=True)
     unseen = (found["split"] != "train") & (found["seen_in_training"] != "yes")
@@ -561,7 +574,7 @@ def _strange_run(classifier: Classifier, data: Path, output: Path, progress: Sta
 
     def predict(stage: str, read: Callable[[str], MRISlice]) -> pd.DataFrame:
         report = progress and progress(f"out-of-distribution: {stage}")
-        return runs.predict_rows(classifier, table, folder / f"partial-{stage}", progress=report, read=read)
+        return runs.predict_rows(classifier, table, folder / f"{runs.PARTIAL}-{stage}", progress=report, read=read)
 
     def as_it_is(file: str) -> MRISlice:
         return known.get(file) or read_slice(file)

@@ -146,6 +146,8 @@ def train(
         raise ConfigError(
             f"{recipe.name}: sharpness needs TensorFlow, Keras runs on {keras.backend.backend()}; unset KERAS_BACKEND"
         )
+    if start is not None and not recipe.continues:
+        raise ConfigError(f"{recipe.name} continues no recipe and would not start from that network; leave it out")
     run = _Run(Path(run_directory), recipe, resume)
     loading = (lambda i, n: report({"loading": i, "of": n})) if report else None
 

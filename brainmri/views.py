@@ -117,9 +117,10 @@ def load_training_set(
     workers : int
         Processes that read; 0: this one.
     """
+    outlines = bool(recipe.mask_weight or recipe.counterfactuals or recipe.augmentation == "full")
     if directory is not None:
         sources = [source.model_dump(include={"manifest", "images", "split_column"}) for source in recipe.sources]
-        directory = directory / f"{split}-{_digest([side, split, sources])}"
+        directory = directory / f"{split}-{_digest([side, split, sources, outlines])}"
         if directory.is_dir():
             return TrainingSet.open(directory)
     tables: list[pd.DataFrame] = []
@@ -133,20 +134,25 @@ def load_training_set(
         if split == "train" or not tables or split in set(table["split"]):  # one head has nobody to hold out
             rows = select_split(table, split).assign(source=source.name)
             tables.append(rows if split == "train" else rows[~rows["path"].isin(clean_leaks()["path"])])
-    data = _load(pd.concat(tables, ignore_index=True), progress, side, workers)
+    data = _load(pd.concat(tables, ignore_index=True), progress, side, workers, outlines)
+    if split == "train" and recipe.counterfactuals and not len(data.outlined):
+        raise DataError(
+            f"{recipe.name}: counterfactuals paint and paste outlined tumours, but no training image has an outline; "
+            "add masks to the manifest, or set counterfactuals: false"
+        )
     if directory is not None:
         data.save(directory)
     return data
 
 
-def _load(table: pd.DataFrame, progress: Callable | None, side: int, workers: int) -> TrainingSet:
+def _load(table: pd.DataFrame, progress: Callable | None, side: int, workers: int, outlines: bool) -> TrainingSet:
     n = len(table)
     images, masks = (np.zeros((n, side, side), np.uint8) for _ in range(2))
     known, targets = np.zeros(n, bool), np.zeros((n, len(CLASS_NAMES)), np.float32)
     rows = table.to_dict("records")
     with ExitStack() as opened:
         pool = opened.enter_context(ProcessPoolExecutor(workers, _SPAWN)) if workers else None
-        prepare = partial(_prepared, side)
+        prepare = partial(_prepared, side, outlines)
         prepared = pool.map(prepare, rows, chunksize=_CHUNK) if pool else map(prepare, rows)
         for i, (row, (image, mask)) in enumerate(zip(rows, prepared, strict=True)):
             images[i] = image
@@ -163,11 +169,11 @@ def _load(table: pd.DataFrame, progress: Callable | None, side: int, workers: in
     return TrainingSet(images, masks, known, targets, **columns, outlined=np.flatnonzero(masks.any(axis=(1, 2))))
 
 
-def _prepared(side: int, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    """A slice and its outline as the network sees them."""
+def _prepared(side: int, outlines: bool, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """A slice and, where they are asked for, its outline as the network sees them."""
     pixels = read_pixels(row["file"])
     view, transform = preprocess(pixels, side)
-    mask = _outline(row, pixels.shape)
+    mask = _outline(row, pixels.shape) if outlines else None
     if mask is not None:
         square = Image.fromarray(transform.to_network(mask.astype(np.uint8) * 255))
         mask = np.asarray(square.resize((side, side), Image.Resampling.BILINEAR))
@@ -178,7 +184,14 @@ def _outline(row: dict[str, Any], shape: tuple[int, int]) -> np.ndarray | None:
     """The row's tumour mask; of a box ("cx cy w h", relative) the ellipse inside it."""
     if isinstance(row.get("mask"), str) and row["mask"]:
         root = row["file"][: -len(row["path"])]
-        mask = read_mask(root + row["mask"])
+        try:
+            mask = read_mask(root + row["mask"])
+        except OSError as error:
+            raise DataError(
+                f"{root}{row['mask']}: no readable outline ({error}). Outlines are no part of the Kaggle set "
+                "(docs/model.md says whose they are); recipes with mask_weight, counterfactuals or full augmentation "
+                "need them, classic does not"
+            ) from error
         if mask.shape != shape:
             raise DataError(f"{row['mask']}: mask is {mask.shape}, its image {shape}; expected the same size")
         return mask

@@ -148,9 +148,9 @@ def headline(clean: dict[str, Any]) -> str:
     unseen = next(r for r in clean["subgroups"] if (r["column"], r["value"]) == ("seen_in_training", "no"))
     said = {"n": clean["n"], "accuracy": clean["accuracy"], **at, "unseen": unseen["specificity"]}
     return (
-        "On {n} slices of patients that it has not seen (clean test): accuracy {accuracy:.2f}; tumour or none at "
-        "sensitivity {sensitivity:.2f} and specificity {specificity:.2f} ({unseen:.2f} without pictures that leaked "
-        "into training). Not all of its own bars are met: [what it reaches](docs/model.md#what-it-reaches)."
+        "On {n} held-out slices (clean test; patients are kept apart as far as they are known): accuracy "
+        "{accuracy:.2f}; tumour or none at sensitivity {sensitivity:.2f} and specificity {specificity:.2f} ({unseen:.2f} "
+        "without pictures that leaked into training). Not all of its own bars are met: [what it reaches](docs/model.md#what-it-reaches)."
     ).format(**said)
 
 

@@ -423,6 +423,20 @@ def test_what_a_zip_holds_beside_its_series_is_in_the_side_table(tmp_path, setti
     assert bad["message"].iloc[1] == "localiser"
 
 
+def test_whatever_a_file_makes_a_reader_raise_costs_that_file_alone(images, tmp_path, settings, monkeypatch):
+    read = archive.read_file
+
+    def stumbling(job, path):
+        if path.endswith("003.png"):
+            raise RuntimeError("a reader's own")
+        return read(job, path)
+
+    monkeypatch.setattr(archive, "read_file", stumbling)
+    files = ("series 1/001.png", "series 1/003.png", "series 1/005.png")
+    assert ChunkWorker(make_job(images, tmp_path / "out", settings)).run(Chunk("part-x", files)) == (2, 1)
+    assert pd.read_parquet(tmp_path / "out" / "_bad")["error"].tolist() == ["RuntimeError"]
+
+
 def test_a_missing_file_is_a_bad_file(images, tmp_path, settings):
     """Gone between listing and reading."""
     job = make_job(images, tmp_path / "out", settings)

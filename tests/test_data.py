@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,27 @@ def test_fetch_copies_what_was_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(kagglehub, "dataset_download", lambda _: str(tmp_path / "cache"))
     root = data.fetch(tmp_path / "d")
     assert len(data.read_folder(root)) == 2
+
+
+def test_a_fetch_that_stopped_half_way_goes_on(tmp_path, monkeypatch):
+    import kagglehub
+
+    _write_images(tmp_path / "cache", ["Training/glioma/a.jpg", "Testing/notumor/b.jpg"])
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda _: str(tmp_path / "cache"))
+    copy = data.shutil.copytree
+
+    def stopping(source, target, *rest, **options):
+        if Path(target).name.startswith("Testing"):
+            raise KeyboardInterrupt
+        return copy(source, target, *rest, **options)
+
+    monkeypatch.setattr(data.shutil, "copytree", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        data.fetch(tmp_path / "d")
+    monkeypatch.setattr(data.shutil, "copytree", copy)
+    kept = next(tmp_path.glob("d/Training/*/*")).stat().st_ino
+    assert len(data.read_folder(data.fetch(tmp_path / "d"))) == 2
+    assert next(tmp_path.glob("d/Training/*/*")).stat().st_ino == kept
 
 
 def test_shipped_clean_split_shares_no_group():

@@ -433,10 +433,22 @@ def test_evaluate_saves_a_run_that_opens_again(classifier, folder, tmp_path):
     assert len(opened.predictions()) == 80
     assert opened.metrics["baseline"]["n_training"] == 40
     assert {r["column"] for r in opened.metrics["subgroups"]} >= {"label", "plane"}
-    assert not (out / "partial").exists()
+    assert not (out / runs.PARTIAL).exists()
     assert [r.id for r in runs.list_runs(tmp_path)] == ["run"]
     recomputed = evaluation.measure(opened.predictions(), tumour_threshold=None)
     assert recomputed["accuracy"] == made.metrics["accuracy"]
+
+
+def test_a_run_of_something_else_is_not_lost_to_a_new_one(classifier, folder, tmp_path):
+    out = tmp_path / "run"
+    (out / "partial volumes").mkdir(parents=True)
+    arguments = (folder / "manifest.csv", folder, "split")
+    first = runs.evaluate(classifier, *arguments, "test", out)
+    with pytest.raises(DataError, match=r"holds a run of toy, .*, split: test; this one is of toy, .*, split: train"):
+        runs.evaluate(classifier, *arguments, "train", out)
+    assert runs.open_run(out).metrics["created"] == first.metrics["created"]
+    runs.evaluate(classifier, *arguments, "test", out)  # measured anew it replaces itself
+    assert (out / "partial volumes").is_dir()
 
 
 def test_a_stopped_evaluation_goes_on_where_it_stopped(classifier, folder, tmp_path, monkeypatch):

@@ -147,6 +147,7 @@ def test_the_study_runs_from_a_manifest_and_goes_on(app_settings, tiny_models, t
     assert "Sanity (weight randomisation): 8 of 8" in result.stderr
     measured = json.loads((tmp_path / "result.json").read_text())
     assert [network["model_id"] for network in measured["peak_in_mask"]] == ["tiny", "tiny"]
+    assert (measured["data"]["manifest"], measured["data"]["split"]) == ("manifest.csv", "split: test")
     text = page.read_text("utf-8")
     assert "Not measured yet" not in text
     for words in ("| Grad-CAM |", "| All | 2 |", "| Random (baseline) |", "Model `tiny`"):
@@ -161,6 +162,9 @@ def test_the_study_runs_from_a_manifest_and_goes_on(app_settings, tiny_models, t
     assert CliRunner().invoke(app, list(map(str, peaks))).exit_code == 0
     with_two = json.loads((tmp_path / "result.json").read_text())
     assert with_two == repeated | {"peak_in_mask": [*measured["peak_in_mask"], measured["peak_in_mask"][1]]}
+    unnamed = arguments[: arguments.index("--output")]
+    assert "give --output FILE" in str(CliRunner().invoke(app, list(map(str, unnamed))).exception)
+    assert CliRunner().invoke(app, ["explain-eval", "--precision", "bf16"]).exit_code == 2
     peaks[peaks.index("--limit") + 1] = 3
     refused = CliRunner().invoke(app, list(map(str, peaks)))
     assert isinstance(refused.exception, DataError)

@@ -205,6 +205,12 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", bytes(rows)) + chunk(b"IEND", b"")
 
 
+def _torn_exif() -> bytes:
+    """Turned by a quarter, with a width in letters: Pillow reads it and cannot write it again."""
+    entries = struct.pack("<HHI4s", 0x0100, 2, 2, b"ab") + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+
+
 REFUSED = {
     "zero bytes": (lambda: b"", "0 bytes"),
     "text": (lambda: b"hello, world\n" * 100, "not an image"),
@@ -217,6 +223,7 @@ REFUSED = {
     "a line": (lambda: encode(PICTURE[:1]), "60 x 1 pixels"),
     "cut PNG": (lambda: encode(np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))[:9000], "damaged"),
     "cut JPEG": (lambda: encode(PICTURE, "JPEG")[:-300], "damaged"),
+    "JPEG with a torn EXIF": (lambda: encode(PICTURE, "JPEG", exif=_torn_exif()), "damaged"),
     "cut TIFF": (lambda: encode(PICTURE, "TIFF")[:1200], "damaged"),
     "cut header": (lambda: encode(PICTURE)[:20], "image"),
     "signature only": (lambda: encode(PICTURE)[:8], "image"),

@@ -330,7 +330,7 @@ def test_why_there_is_no_nearest_neighbour(rows):
 def test_damaged_runs_are_named(classifier, data, tmp_path):
     output = tmp_path / "runs"
     suite.run_suite(classifier, data, output, only=["clean-test", "lgg-test", "official-test"])
-    for name in ("audit", "stopped/partial", "torn"):
+    for name in ("audit", f"stopped/{runs.PARTIAL}", "torn"):
         (output / name).mkdir(parents=True)
     (output / "audit" / "audit.json").write_text("{}")
     (output / "torn" / "metrics.json").write_text("{")
@@ -342,6 +342,26 @@ def test_damaged_runs_are_named(classifier, data, tmp_path):
     assert "torn/metrics.json: damaged" in torn
     assert "toy-lgg-test/predictions.parquet: damaged" in lgg
     assert "toy-official-test: predictions.parquet is missing" in official
+
+
+def test_without_a_manifest_of_its_own_a_collection_is_as_data_splits_lists_it(classifier, data, tmp_path, monkeypatch):
+    output = tmp_path / "runs"
+    (data / "lgg" / suite.MANIFEST).rename(tmp_path / "lgg.csv")
+    monkeypatch.setattr(suite, "SPLITS_DIRECTORY", tmp_path)
+    (run,) = suite.run_suite(classifier, data, output, only=["lgg-test"])
+    assert run.metrics["data"]["name"] == "lgg"
+    with pytest.raises(
+        DataError, match=r"holds none of the folders brain_tumor_mri, .*lgg.*, out_of_distribution that"
+    ):
+        suite.run_suite(classifier, tmp_path / "runs", tmp_path / "more")
+
+
+def test_a_gate_is_fitted_to_what_lies_beside_the_manifest(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(suite, "calibrate", lambda *given, **_: asked.append(given) or {})
+    manifest = data / suite.KAGGLE / suite.MANIFEST
+    assert CliRunner().invoke(app, ["calibrate", "--manifest", str(manifest)]).exit_code == 0
+    assert asked[0][4] == manifest.parent
 
 
 def test_the_suite_prints_what_a_single_run_prints(classifier, data, tmp_path, monkeypatch):

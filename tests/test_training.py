@@ -94,7 +94,10 @@ def test_wrong_recipes_are_named(tmp_path):
     (tmp_path / "r.yaml").write_text("name: r\nsources: []\nstages: []\nepoch: 3\n")
     with pytest.raises(ConfigError, match="epoch"):
         recipes.load_recipe(str(tmp_path / "r.yaml"))
-    (tmp_path / "r.yaml").write_text("name: r\nsources: []\nstages: []\nteacher: t\ncached_draws: 2\n")
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nsources: [{name: a, manifest: m.csv, images: .}]\nstages: [{input_size: 32, epochs: 1, "
+        "learning_rate: 1.0e-3}]\nteacher: t\ncached_draws: 2\n"
+    )
     with pytest.raises(ConfigError, match="neither teacher nor draws"):
         recipes.load_recipe(str(tmp_path / "r.yaml"))
 
@@ -546,6 +549,36 @@ def test_mild_views_grow_where_every_epoch_is_fresh(collection):
     growing = views.Views(data, fresh, fresh.stages[0], 32, first=5)
     assert [growing.how(5 + epoch)["mild"] for epoch in range(3)] == pytest.approx([0, 0.3, 0.6])
     assert views.Views(data, cycling, cycling.stages[0], 32).how(0)["mild"] == 0.6
+
+
+def test_outlines_are_read_where_a_recipe_uses_them(collection, tmp_path):
+    table = pd.read_csv(collection, dtype=str, keep_default_na=False)
+    table["path"] = [str(collection.parent / path) for path in table["path"]]
+    table.assign(mask=np.where(table["mask"] == "", "", "gone.png")).to_csv(tmp_path / "m.csv", index=False)
+    classic = _recipe(tmp_path / "m.csv", augmentation="brightness_contrast")
+    data = views.load_training_set(classic, tmp_path, "train")
+    assert not data.masks.any()
+    for uses in ({"mask_weight": 1.0}, {"augmentation": "full"}):
+        with pytest.raises(DataError, match=r"gone\.png: no readable outline"):
+            views.load_training_set(classic.model_copy(update=uses), tmp_path, "train")
+    table.assign(mask="").to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(DataError, match="no training image has an outline"):
+        views.load_training_set(classic.model_copy(update={"counterfactuals": True}), tmp_path, "train")
+
+
+@pytest.mark.parametrize("wrong", ["stages: []", "sources: []", "cached_draws: 2", ""])
+def test_recipes_that_could_not_be_trained_are_refused(collection, tmp_path, wrong):
+    lines = training.yaml.safe_dump(
+        _recipe(collection).model_dump(mode="json") | (training.yaml.safe_load(wrong) or {})
+    )
+    (tmp_path / "r.yaml").write_text(lines if wrong else "")
+    with pytest.raises(ConfigError, match=wrong.split(":")[0] or "valid dictionary"):
+        recipes.load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_a_start_that_would_not_be_used_is_refused(collection, tmp_path):
+    with pytest.raises(ConfigError, match="continues no recipe"):
+        training.train(_recipe(collection), collection.parent, tmp_path, start=_halves(32))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def evaluate(
     split: Annotated[str, typer.Option(help="which split to evaluate")] = "test",
     output: Annotated[Path | None, typer.Option(help="folder of the run (or of the suite's runs)")] = None,
     suite: Annotated[
-        Path | None, typer.Option(help="data folder: run the whole release suite into --output (default: evaluations)")
+        Path | None,
+        typer.Option(help="data folder: the whole release suite (--output: default evaluation.directory)"),
     ] = None,
     model: Annotated[str | None, typer.Option(help="model id; default from config.yaml")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, openvino or keras; default from config.yaml")] = None,
@@ -81,8 +82,8 @@ def evaluate(
     if suite is not None:
         from brainmri.suite import run_suite
 
-        classifier, _ = _load(model, engine)
-        output = output or Path("evaluations")
+        classifier, settings = _load(model, engine)
+        output = output or settings.evaluation.directory
         with stages() as progress:
             runs = run_suite(classifier, suite, output, only=only, progress=progress)
         for run in runs:
@@ -146,6 +147,7 @@ def calibrate(
     settings = load_settings()
     if manifest is None:
         manifest, images = SPLITS_DIRECTORY / "brain_tumor_mri.csv", images or settings.data.root
+    images = images or manifest.parent
     with stages() as progress:
         found = fit(
             model or settings.model.id,

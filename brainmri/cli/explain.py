@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -133,12 +133,15 @@ def explain_eval(
     ),
     docs: Annotated[
         Path | None,
-        typer.Option(
-            help="Page whose tables are written anew; default: docs/explanations.md, unless --limit is given."
-        ),
+        typer.Option(help="Page whose tables are written anew; default: docs/explanations.md, for all of clean test."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON; default: beside the model, <id>.explanation.json.")] = None,
-    precision: Annotated[str, typer.Option(help="bfloat16, or float32 (several times slower).")] = "bfloat16",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="JSON; default for all of clean test: beside the model, <id>.explanation.json."),
+    ] = None,
+    precision: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Of gradients; float32 is several times slower.")
+    ] = "bfloat16",
     model: Annotated[str | None, typer.Option(help="Model id; default: the one in config.yaml.")] = None,
     beside: Annotated[
         list[Path] | None,
@@ -158,18 +161,21 @@ def explain_eval(
     Stopped half-way, the same command goes on where it stopped.
     """
     from brainmri.config import load_settings
-    from brainmri.data import SPLITS_DIRECTORY, read_manifest, select_split
+    from brainmri.data import SPLITS_DIRECTORY, select_split
     from brainmri.documents import write_tables
     from brainmri.errors import DataError, EngineError
     from brainmri.explain.study import Plan, measure_peaks, run_study, tables_of
     from brainmri.inference import load_classifier
-    from brainmri.model import read_card, write_card
+    from brainmri.model import read_card, sha256_of, write_card
+    from brainmri.runs import read_rows
 
     settings = load_settings()
-    table = read_manifest(
-        manifest or SPLITS_DIRECTORY / "brain_tumor_mri.csv", images or settings.data.root, split_column
-    )
-    rows = select_split(table, split)
+    release = SPLITS_DIRECTORY / "brain_tumor_mri.csv"
+    # The card and the page name what the whole test split gave, no trial and no other data.
+    official = limit is None and manifest in (None, release) and (split_column, split) == ("clean_split", "test")
+    manifest = manifest or release
+    rows = select_split(read_rows(manifest, images or settings.data.root, split_column), split)
+    data = {"manifest": manifest.name, "sha256": sha256_of(manifest), "split": f"{split_column}: {split}"}
     model_id, directory = model or settings.model.id, settings.model.directory
     try:  # hundreds of thousands of passes: the fastest arithmetic that keeps the maps
         classifier = load_classifier(
@@ -179,17 +185,17 @@ def explain_eval(
         classifier = load_classifier(model_id, directory, settings.model.engine)
     plan = dataclasses.replace(Plan(precision=precision), limit=limit)
     others = [(load_classifier(card.stem, card.parent), card.parent) for card in beside or []]
+    if output is None and not official:
+        raise DataError("--limit, --split or --manifest measure something else than the card names: give --output FILE")
     path = output or Path(directory) / f"{model_id}.explanation.json"
     before: dict[str, Any] = {}
     if peaks_only:
         before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if (before.get("weights_sha256"), before.get("plan")) != (
-            classifier.card.weights_sha256,
-            dataclasses.asdict(plan),
-        ):
+        same = {"weights_sha256": classifier.card.weights_sha256, "plan": dataclasses.asdict(plan), "data": data}
+        if any(before.get(key) != value for key, value in same.items()):
             raise DataError(
-                f"{path.name}: --peaks-only needs a finished measurement of these weights, precision and limit; run "
-                "the same command without it"
+                f"{path.name}: --peaks-only needs a finished measurement of these weights, data, precision and limit; "
+                "run the same command without it"
             )
     with _progress() as progress:
         if peaks_only:
@@ -197,14 +203,15 @@ def explain_eval(
             result = before | {"peak_in_mask": peaks}
         else:
             result = run_study(classifier, rows, directory, work, plan, progress=progress, beside=others)
+            result["data"] = data
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     temporary.replace(path)
-    if output is None and limit is None:  # the card names what the whole split gave, no trial
+    if output is None and official:
         card = read_card(model_id, directory)
         write_card(card.model_copy(update={"peak_in_mask": result["peak_in_mask"]}), directory)
     tables = tables_of(result)
-    if docs is None and limit is None and Path("docs/explanations.md").is_file():
+    if docs is None and official and Path("docs/explanations.md").is_file():
         docs = Path("docs/explanations.md")
     if docs is not None:
         write_tables(docs, tables)

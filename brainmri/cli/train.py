@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
         views: Annotated[
             Path | None, typer.Option(help="Folder that keeps prepared slices and drawn views, for other runs as well.")
         ] = None,
-        workers: Annotated[int, typer.Option(help="Processes that draw views; 0: the one that trains.")] = max(
+        workers: Annotated[int, typer.Option(min=0, help="Processes that draw views; 0: the one that trains.")] = max(
             1, (os.cpu_count() or 1) - 1
         ),
         model_id: Annotated[str | None, typer.Option(help="Also save to models/ under this id.")] = None,
@@ -94,6 +94,11 @@ def register(app: typer.Typer) -> None:
 
             def finished(card_file: Path):
                 card = read_card(card_file.stem, card_file.parent)
+                if "epochs_run" not in card.recipe:
+                    raise ConfigError(
+                        f"{card_file}: the card does not say how the network was trained, and the new one's card would "
+                        "have to; give one that brainmri train made"
+                    )
                 return card, load_network(card, card_file.parent)
 
             before, start_network = finished(start) if start else (None, None)
@@ -148,6 +153,7 @@ def register(app: typer.Typer) -> None:
 
         from brainmri import search as searching
         from brainmri.config import load_settings
+        from brainmri.errors import ConfigError
         from brainmri.model import load_network, read_card
 
         def report(event: dict) -> None:
@@ -158,6 +164,8 @@ def register(app: typer.Typer) -> None:
 
         def row_of(card_id: str, directory: Path, adds: str, mirror: bool = False) -> dict:
             card = read_card(card_id, directory)
+            if "epochs_run" not in card.recipe:
+                raise ConfigError(f"{directory / card_id}.json: the card does not say how the network was trained")
             made = {"name": f"{card.id}, mirrored" if mirror else card.id, "adds": adds, "seed": card.recipe["seed"]}
             steps = card.recipe.get("lineage", [])  # what it builds on cost its epochs and minutes too
             made |= {"epochs": card.recipe["epochs_run"] + sum(step["epochs"] for step in steps)}

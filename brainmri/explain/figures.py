@@ -110,8 +110,8 @@ def explanation_page(
 
     headline, *more = heading or (analysis.slice.name,)
     write(margin, 0.42, headline, fontsize=14, fontweight="bold")
-    for number, words in enumerate((*more, answer(analysis))):
-        write(margin, 0.74 + 0.25 * number, words, fontsize=11)
+    for number, sentence in enumerate((*more, answer(analysis))):
+        write(margin, 0.74 + 0.25 * number, sentence, fontsize=11)
     top = 1.15 + 0.25 * len(more)
     if warning := rejection(analysis):
         write(margin, top, warning, fontsize=10, color="white", backgroundcolor="darkred")

@@ -99,7 +99,7 @@ def run_study(
     Parameters
     ----------
     rows : DataFrame
-        One split of a manifest with a ``mask`` column (empty: no mask).
+        One split of a manifest with a ``mask`` column (empty: no mask); intervals resample its ``group``.
     directory : path
         Where the classifier's weights lie.
     work : path
@@ -125,7 +125,8 @@ def run_study(
     masked = _masked(rows, plan.limit)
     even = _spread(rows, plan.n_faithfulness if plan.limit is None else min(plan.n_faithfulness, plan.limit))
     few = _spread(even, plan.n_sanity)
-    key = json.dumps([classifier.card.weights_sha256, classifier.engine.precision, asdict(plan), list(masked["path"])])
+    shown = [list(masked["path"]), list(masked["group"].astype(str))]
+    key = json.dumps([classifier.card.weights_sha256, classifier.engine.precision, asdict(plan), *shown])
     folder = Path(work) / f"{classifier.card.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     explainer = Explainer.of(classifier, directory, precision=plan.precision)
