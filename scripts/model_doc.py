@@ -1,4 +1,4 @@
-"""Fill the tables in docs/model.md, docs/evaluation.md and README.md, and the card's metrics, from evaluations/.
+"""Fill the tables in docs/model.md, docs/evaluation.md and README.md, and the cards' metrics, from evaluations/.
 
 python scripts/model_doc.py
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from brainmri.config import load_settings
 from brainmri.documents import write_tables
-from brainmri.model import read_card, write_card
+from brainmri.errors import DataError
+from brainmri.model import ModelCard, list_models, read_card, write_card
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
@@ -149,8 +150,9 @@ def headline(clean: dict[str, Any]) -> str:
     said = {"n": clean["n"], "accuracy": clean["accuracy"], **at, "unseen": unseen["specificity"]}
     return (
         "On {n} held-out slices (clean test; patients are kept apart as far as they are known): accuracy "
-        "{accuracy:.2f}; tumour or none at sensitivity {sensitivity:.2f} and specificity {specificity:.2f} ({unseen:.2f} "
-        "without pictures that leaked into training). Not all of its own bars are met: [what it reaches](docs/model.md#what-it-reaches)."
+        "{accuracy:.2f}; tumour or none at sensitivity {sensitivity:.2f} and specificity {specificity:.2f} "
+        "({unseen:.2f} without pictures that leaked into training). Not all of its own bars are met: "
+        "[what it reaches](docs/model.md#what-it-reaches)."
     ).format(**said)
 
 
@@ -299,34 +301,50 @@ def fill_evaluation(model_id: str) -> str:
     return bars_table(clean, strange)
 
 
-def main() -> None:
-    """Write the tables between the markers."""
-    settings = load_settings().model
-    card_metrics: dict[str, dict[str, float]] = {}
-    rows = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
-    for path in sorted((ROOT / "evaluations").glob(f"{settings.id}-*/metrics.json")):
+def runs_of(model_id: str) -> dict[str, dict[str, Any]]:
+    """A model's runs that have an accuracy, by the split that names them; those without typed labels have none."""
+    found = {}
+    for path in sorted((ROOT / "evaluations").glob(f"{model_id}-*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
-        flat = metrics | (metrics.get("calibration") or {})
-        # The card names a run by its split; a run without typed labels has no accuracy to show there.
-        split = path.parent.name.removeprefix(f"{settings.id}-")
-        if not isinstance(flat.get("accuracy"), float):
-            continue
-        card_metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
-        if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
-            card_metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
+        if isinstance(metrics.get("accuracy"), float):
+            found[path.parent.name.removeprefix(f"{model_id}-")] = metrics | (metrics.get("calibration") or {})
+    return found
+
+
+def figures_table(model_id: str) -> str:
+    """All runs of a model."""
+    lines = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
+    for split, flat in runs_of(model_id).items():
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
-        rows.append(f"| {path.parent.name} | {metrics.get('n', '–')} | " + " | ".join(figures) + " |")
+        lines.append(f"| {model_id}-{split} | {flat.get('n', '–')} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+def fill_card(card: ModelCard, directory: Path) -> None:
+    """Write a card's metrics from its model's runs, clean test first; without runs it keeps what it has."""
+    metrics: dict[str, dict[str, float]] = {}
+    for split, flat in sorted(runs_of(card.id).items(), key=lambda kv: kv[0] != "clean-test"):
+        if flat["model"]["weights_sha256"] != card.weights_sha256:
+            raise DataError(f"evaluations/{card.id}-{split} is of other weights than {card.id}.json; evaluate again")
+        metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
+        if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
+            metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
+    if metrics:
+        write_card(card.model_copy(update={"metrics": metrics}), directory)
+
+
+def main() -> None:
+    """Write the tables between the markers, and the cards."""
+    settings = load_settings().model
     bars = fill_evaluation(settings.id)
     beside = {m: (run_metrics(f"{m}-clean-test"), run_metrics(f"{m}-lgg-test")) for m in (settings.id, *OTHERS)}
     beside = {m: runs for m, runs in beside.items() if "shortcuts" in runs[0]}
-    tables = {"figures": "\n".join(rows), "bars": bars, "networks": networks_table(beside), "search": search_table()}
+    tables = {"figures": figures_table(settings.id), "bars": bars}
+    tables |= {"networks": networks_table(beside), "search": search_table()}
     write_tables(ROOT / "docs" / "model.md", tables)
     write_tables(ROOT / "README.md", {"headline": headline(run_metrics(f"{settings.id}-clean-test"))})
-    card = read_card(settings.id, settings.directory)
-    write_card(
-        card.model_copy(update={"metrics": dict(sorted(card_metrics.items(), key=lambda kv: kv[0] != "clean-test"))}),
-        settings.directory,
-    )
+    for model_id in list_models(settings.directory):
+        fill_card(read_card(model_id, settings.directory), settings.directory)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import stat
 import subprocess
+import sys
 import urllib.request
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,6 +385,20 @@ def test_nobody_to_listen_to_and_a_taken_port_are_said(app_settings, tmp_path, m
     unwritable = Listener(first.settings, first.database, first.user, None, lambda _: None)
     with pytest.raises(PacsError, match=r"set pacs\.spool"):
         unwritable.start()
+
+
+def test_the_listener_ends_when_it_is_told_to(app_settings, make_user, tmp_path):
+    make_user("radiologist")
+    state.database().close()
+    path, port = Path(os.environ["BRAINMRI_CONFIG"]), free_port()
+    path.write_text(path.read_text("utf-8") + f"pacs: {{port: {port}, callers: [SCU], spool: spool}}\n", "utf-8")
+    command = [sys.executable, "-m", "brainmri", "pacs", "listen", "--user", "radiologist"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert "BRAINMRI listens at" in process.stdout.readline()
+    process.terminate()
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "waits for the next start" in rest
 
 
 def test_the_command_line(orthanc, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import datetime
 from typing import Annotated
 
@@ -72,6 +73,8 @@ def listen(
     owner = accounts.find_user(database, user)
     model = settings.model
     classifier = load_classifier(model.id, model.directory, model.engine)
+    # As a container's first process it would not hear the default of SIGTERM at all.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with_time = lambda line: typer.echo(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}")  # noqa: E731
     try:
         Listener(settings, database, owner, classifier, with_time).run()
