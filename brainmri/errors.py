@@ -21,6 +21,10 @@ class PacsError(BrainMRIError):
     """Another DICOM node that cannot be reached, refuses, or breaks off."""
 
 
+class RefusedError(PacsError):
+    """Another DICOM node that answers, with a refusal of just this."""
+
+
 class DataError(BrainMRIError):
     """An image folder, manifest or split that is missing, empty or contradicts itself."""
 

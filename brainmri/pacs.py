@@ -5,15 +5,17 @@ What it says of patients is shown and not stored; what it gives goes through `br
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from brainmri.config import PacsServer, Settings
-from brainmri.errors import PacsError
+from brainmri.dicom.decode import MR_CLASSES
+from brainmri.errors import PacsError, RefusedError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileDataset
@@ -21,12 +23,7 @@ if TYPE_CHECKING:
 
 MOST_STUDIES = 200
 """Studies that a search returns at most."""
-MR_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
-    "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR Image Storage
-    "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR Image Storage
-)
-"""SOP classes (PS3.4 B.5) that are fetched and listened for."""
+VERIFICATION = "1.2.840.10008.1.1"
 SYNTAXES = (
     "1.2.840.10008.1.2.1",  # Explicit VR Little Endian
     "1.2.840.10008.1.2",  # Implicit VR Little Endian
@@ -100,7 +97,7 @@ def echo(settings: Settings, server: PacsServer) -> float:
         The node does not answer, or refuses.
     """
     start = time.perf_counter()
-    with _association(settings, server, {"1.2.840.10008.1.1": SYNTAXES[:2]}) as association:
+    with _association(settings, server, {VERIFICATION: SYNTAXES[:2]}) as association:
         _check(association.send_c_echo(), server, "to verify the connection")
     return time.perf_counter() - start
 
@@ -141,7 +138,9 @@ def find_studies(
     query.SpecificCharacterSet = "ISO_IR 192"
     query.QueryRetrieveLevel = "STUDY"
     query.PatientID = patient_id.strip()
-    query.PatientName = f"*{name.strip()}*" if name.strip() else ""
+    # As it is shown, family and given name apart, or as DICOM has it: a space may stand for what parts them.
+    parts = [part for part in re.split(r"[\s,^*]+", name) if part]
+    query.PatientName = f"*{'*'.join(parts)}*" if parts else ""
     first, last = (f"{d:%Y%m%d}" if d else "" for d in (since, until))
     query.StudyDate = f"{first}-{last}" if first or last else ""
     query.ModalitiesInStudy = "MR"
@@ -225,6 +224,7 @@ def fetch(
     from pynetdicom import build_context, build_role, evt
 
     files: list[tuple[str, bytes]] = []
+    announced = 0
     left = int(settings.dicom.max_archive_mb * 1e6)
 
     def store(event: Any) -> int:
@@ -244,7 +244,8 @@ def fetch(
     contexts = [build_context(uid, syntax) for uid in MR_CLASSES for syntax in SYNTAXES]
     contexts.append(build_context(_GET, list(SYNTAXES[:2])))
     roles = [build_role(uid, scp_role=True) for uid in MR_CLASSES]
-    with _association(settings, server, contexts, roles, [(evt.EVT_C_STORE, store)]) as association:
+    handlers = [(evt.EVT_C_STORE, store)]
+    with _association(settings, server, contexts, roles, handlers, needed={_GET}) as association:
         for status, _ in association.send_c_get(query, _GET):
             if left < 0:
                 association.abort()
@@ -252,14 +253,16 @@ def fetch(
                     f"{server.name}: the series has more than {settings.dicom.max_slices:,} images or "
                     f"{settings.dicom.max_archive_mb:,.0f} MB (dicom.max_slices, dicom.max_archive_mb)"
                 )
-            done, failed = len(files), int(status.get("NumberOfFailedSuboperations") or 0)
             if status.get("Status") in (0xFF00, 0xFF01):
+                announced = max(announced, len(files) + int(status.get("NumberOfRemainingSuboperations") or 0))
                 if report:
-                    report(done, done + int(status.get("NumberOfRemainingSuboperations") or 0))
-            elif failed or status.get("Status") == 0xB000:
-                raise PacsError(f"{server.name} gave {done} images and failed to give {failed or 'others'}; ask again")
+                    report(len(files), announced)
             else:
                 _check(status, server, "to give the series")
+                failed = int(status.get("NumberOfFailedSuboperations") or 0)
+                announced = max(announced, len(files) + failed)
+    if len(files) < announced:
+        raise PacsError(f"{server.name} gave {len(files)} of {announced} images; half a series is no series, ask again")
     if not files:
         raise PacsError(f"{server.name} has no MR image in this series; search again, it may have been moved")
     return files
@@ -304,11 +307,15 @@ def _find(
 
 
 @contextmanager
-def _association(settings: Settings, server: PacsServer, contexts, roles=(), handlers=()) -> Iterator[Association]:
-    """An association with all that was asked for accepted in part at least."""
+def _association(
+    settings: Settings, server: PacsServer, contexts, roles=(), handlers=(), needed: Collection[str] = ()
+) -> Iterator[Association]:
+    """An association in which what is needed was accepted: all SOP classes of a dict of contexts, else ``needed``."""
+    from pydicom.uid import UID
     from pynetdicom import AE, build_context
 
     if isinstance(contexts, dict):
+        needed = contexts.keys()
         contexts = [build_context(uid, list(syntaxes)) for uid, syntaxes in contexts.items()]
     entity = AE(ae_title=settings.pacs.ae_title)
     entity.connection_timeout = entity.acse_timeout = settings.pacs.timeout_seconds
@@ -331,14 +338,19 @@ def _association(settings: Settings, server: PacsServer, contexts, roles=(), han
             raise PacsError(
                 f"{where} refuses {settings.pacs.ae_title}: {reason.lower()}; both AE titles have to be known there"
             )
+        missing = set(needed) - {str(context.abstract_syntax) for context in association.accepted_contexts}
+        if missing and (association.is_established or association.rejected_contexts):
+            names = ", ".join(sorted(UID(uid).name for uid in missing))
+            raise PacsError(f"{where} does not offer {names}; see its conformance statement, or let it send here")
         if not association.is_established:
-            if association.rejected_contexts:
-                raise PacsError(f"{where} does not offer what is asked of it; see its DICOM conformance statement")
             raise PacsError(f"{where} does not answer; check host, port and whether it runs")
         yield association
-    finally:
+    except BaseException:
         if association.is_established:
-            association.release()
+            association.abort()  # in the middle of something: a release would wait for its end
+        raise
+    if association.is_established:
+        association.release()
 
 
 def _check(status: Dataset, server: PacsServer, what: str) -> None:
@@ -347,7 +359,7 @@ def _check(status: Dataset, server: PacsServer, what: str) -> None:
         raise PacsError(f"{server.name} broke off or took too long {what}; try again, or raise pacs.timeout_seconds")
     if code != 0 and code & 0xF000 != 0xB000:  # B...: done, with a warning
         said = str(status.get("ErrorComment") or "").strip()
-        raise PacsError(f"{server.name} refuses {what} (status {code:04X}{': ' + said if said else ''})")
+        raise RefusedError(f"{server.name} refuses {what} (status {code:04X}{': ' + said if said else ''})")
 
 
 def _text(ds: Dataset, keyword: str) -> str:

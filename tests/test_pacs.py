@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 import urllib.request
 from datetime import date
 from pathlib import Path
@@ -24,7 +25,7 @@ from brainmri import config, pacs, patients
 from brainmri.config import PacsServer, PacsSettings, Settings
 from brainmri.dicom import read_files
 from brainmri.dicom.capture import secondary_capture
-from brainmri.errors import ConfigError, PacsError
+from brainmri.errors import ConfigError, PacsError, RefusedError, StorageError
 from brainmri.inference import load_classifier
 from brainmri.listener import Listener
 from brainmri.storage import Database, find_records
@@ -82,6 +83,7 @@ def test_studies_are_found_by_who_and_when(asked, orthanc):
     assert found(patient_id="HOSPITAL*") == [STUDY]
     assert found(patient_id="K") == []
     assert found(name="öztürk") == ["1.2.9"]
+    assert found(name="Müller Johanna") == found(name="müller^joh") == [STUDY]
     assert found(since=date(2024, 6, 1)) == ["1.2.9"]
     assert found(until=date(2024, 4, 5)) == [STUDY]
     assert found(since=date(2024, 4, 6), until=date(2024, 12, 31)) == []
@@ -179,8 +181,6 @@ def send(listener, files, caller="SCU"):
 
 
 def step_until(listener, done, seconds=60):
-    import time
-
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "nothing came of it"
@@ -192,13 +192,18 @@ def spooled(listener, name="incoming"):
     return [p for p in (listener.settings.pacs.spool / name).rglob("*") if p.is_file()]
 
 
+def reasons(listener) -> str:
+    """What is said beside all that failed."""
+    return " ".join(p.read_text("utf-8") for p in spooled(listener, "failed") if p.name == "reason.txt")
+
+
 def test_what_is_sent_is_answered_kept_and_gone(listening, tmp_path):
     listener, lines = listening()
     send(listener, stack(4).values())
     files = spooled(listener)
     assert len(files) == 4
     assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o600}
-    assert stat.S_IMODE(files[0].parent.stat().st_mode) == stat.S_IMODE(listener.incoming.stat().st_mode) == 0o700
+    assert stat.S_IMODE(files[0].parent.stat().st_mode) == stat.S_IMODE(listener.spool.incoming.stat().st_mode) == 0o700
     step_until(listener, lambda: any("kept as cases" in line for line in lines))
     assert spooled(listener) == spooled(listener, "working") == spooled(listener, "outgoing") == []
     records = find_records(state.database(), listener.user).records
@@ -224,12 +229,12 @@ def test_a_study_waits_until_nothing_more_of_it_comes(listening):
 def test_what_came_before_a_stop_is_answered_after_it(listening, monkeypatch):
     listener, _ = listening(quiet_seconds=3600)
     send(listener, stack(3).values())
-    monkeypatch.setattr("brainmri.listener.analyse_stack", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr("brainmri.listener.analyse_stack", lambda *_: (_ for _ in ()).throw(SystemExit))
     hasty = listener.settings.model_copy(
         update={"pacs": listener.settings.pacs.model_copy(update={"quiet_seconds": 0.01})}
     )
     listener.settings = hasty
-    with pytest.raises(MemoryError):  # a crash half-way
+    with pytest.raises(SystemExit):  # a crash half-way
         step_until(listener, lambda: False)
     assert (len(spooled(listener)), len(spooled(listener, "working"))) == (0, 3)
     monkeypatch.undo()
@@ -245,20 +250,24 @@ def test_who_is_not_named_may_not_send(listening):
         send(listener, [dicom()], caller="STRANGER")
     with pytest.raises(PacsError, match="called ae title not recognised"):
         pacs.echo(listener.settings, here(listener, "ANOTHER"))
-    with pytest.raises(PacsError, match="does not offer what is asked"):  # a CT
+    with pytest.raises(PacsError, match="does not offer CT Image Storage"):
         send(listener, [dicom(SOPClassUID="1.2.840.10008.5.1.4.1.1.2", Modality="CT")])
     assert spooled(listener) == []
 
 
 def test_more_than_an_upload_may_hold_is_refused_while_it_comes(listening):
     listener, lines = listening()
-    listener.settings = listener.settings.model_copy(
-        update={"dicom": listener.settings.dicom.model_copy(update={"max_slices": 2})}
-    )
+    listener.spool.limits = listener.settings.dicom.model_copy(update={"max_slices": 2})
     with pytest.raises(PacsError, match=r"refuses to take .* \(status A700"):
         send(listener, stack(3).values())
-    assert len(spooled(listener)) == 2
+    assert len([path for path in spooled(listener) if path.suffix == ".dcm"]) == 2
     assert any("too many" in line for line in lines)
+    step_until(listener, lambda: any("is not answered" in line for line in lines))
+    assert "a part was refused" in reasons(listener)
+    assert find_records(listener.database, listener.user).records == []
+    for _ in range(2):  # what is there already is no more than there was
+        send(listener, list(stack(3).values())[:2])
+    step_until(listener, lambda: any("2 slices kept" in line for line in lines))
 
 
 def test_a_study_that_cannot_be_answered_is_put_aside_with_the_reason(listening):
@@ -266,10 +275,9 @@ def test_a_study_that_cannot_be_answered_is_put_aside_with_the_reason(listening)
     broken = dataset()
     broken.PixelData = broken.PixelData[:100]
     send(listener, [to_bytes(broken)])
-    step_until(listener, lambda: any("put aside" in line for line in lines))
+    step_until(listener, lambda: any("is not answered" in line for line in lines))
     assert len(spooled(listener, "failed")) == 2
-    (reason,) = (p.read_text("utf-8") for p in spooled(listener, "failed") if p.name == "reason.txt")
-    assert "cut short" in reason
+    assert "cut short" in reasons(listener)
     send(listener, [dicom()])  # and the next one is answered
     step_until(listener, lambda: any("kept as cases" in line for line in lines))
 
@@ -297,19 +305,218 @@ def test_the_answer_goes_to_the_pacs_as_a_picture_in_the_same_study(listening, o
     assert set(held(orthanc)) - before == {new}
 
 
-def test_an_answer_waits_for_a_pacs_that_is_away(listening, orthanc, monkeypatch):
+def test_an_answer_waits_for_a_pacs_that_is_away(listening, monkeypatch):
     away = PacsServer(name="Away", ae_title="AWAY", host="127.0.0.1", port=free_port())
     listener, lines = listening(answer_to="Archive")
     reach = pacs.find_server
     monkeypatch.setattr(pacs, "find_server", lambda *_: away)
     send(listener, stack(2, StudyInstanceUID="1.12", SeriesInstanceUID="1.12.1").values())
-    step_until(listener, lambda: any("1 answers wait" in line for line in lines))
+    step_until(listener, lambda: any("1 answers wait: Away" in line for line in lines))
     listener.step()
     assert sum("answers wait" in line for line in lines) == 1  # not again at once
     monkeypatch.setattr(pacs, "find_server", reach)
-    monkeypatch.setattr("brainmri.listener._RESEND_S", 0.0)
+    listener._send_at = 0.0
     step_until(listener, lambda: any("was sent to Archive" in line for line in lines))
     assert spooled(listener, "outgoing") == []
+
+
+def test_an_answer_that_is_refused_lets_the_next_one_pass(listening, monkeypatch):
+    listener, lines = listening(answer_to="Archive")
+    asked = []
+
+    def refuse_the_first(settings, server, datasets):
+        asked.append(datasets)
+        if len(asked) == 1:
+            raise RefusedError("no")
+
+    monkeypatch.setattr(pacs, "send", refuse_the_first)
+    for number in range(2):
+        listener.spool.keep_outgoing(dicom(InstanceNumber=number + 1))
+    listener.step()
+    assert len(asked) == 2
+    assert spooled(listener, "outgoing") == []
+    assert reasons(listener) == "no\n"
+    listener.spool.keep_outgoing(dicom())
+    listener.settings = listener.settings.model_copy(update={"pacs": PacsSettings()})  # nobody gets answers any more
+    listener._send_at = 0.0
+    listener.step()
+    assert any("1 answers wait: no server" in line for line in lines)
+
+
+def test_a_series_that_brings_the_unexpected_about_is_put_aside_and_others_answered(listening, monkeypatch):
+    listener, lines = listening()
+    keep = patients.keep_series
+
+    def stumble(database, settings, user, series, analyses):
+        if len(analyses) == 1:
+            raise AttributeError("whatever")
+        return keep(database, settings, user, series, analyses)
+
+    monkeypatch.setattr(patients, "keep_series", stumble)
+    one = dicom(StudyInstanceUID="1.13", SeriesInstanceUID="1.13.1")
+    send(listener, [one, *stack(2, StudyInstanceUID="1.13", SeriesInstanceUID="1.13.2").values()])
+    (listener.spool.incoming / ".DS_Store").write_text("")
+    step_until(listener, lambda: any("2 slices kept" in line for line in lines) and "AttributeError" in str(lines))
+    assert "whatever" in reasons(listener)
+    assert not any("whatever" in line for line in lines)
+    assert len(find_records(listener.database, listener.user).records) == 2
+    assert spooled(listener, "working") == []
+
+
+def test_a_database_that_is_away_for_a_while_costs_no_study(listening, monkeypatch):
+    listener, lines = listening()
+    keep, away = patients.keep_series, [StorageError("the database is locked")]
+
+    def sometimes(*arguments):
+        if away:
+            raise away.pop()
+        return keep(*arguments)
+
+    monkeypatch.setattr(patients, "keep_series", sometimes)
+    send(listener, stack(2).values())
+    step_until(listener, lambda: any("a study waits" in line for line in lines))
+    listener.step()
+    assert len(spooled(listener, "working")) == 2
+    monkeypatch.setattr("brainmri.listener.time.monotonic", lambda real=time.monotonic: real() + 61)
+    step_until(listener, lambda: any("2 slices kept" in line for line in lines))
+    assert spooled(listener, "working") == spooled(listener, "failed") == []
+
+
+def associate(listener):
+    """An association that stays open until it is told otherwise."""
+    from pynetdicom import AE
+
+    entity = AE(ae_title="SCU")
+    entity.add_requested_context(pacs.MR_CLASSES[0])
+    association = entity.associate("127.0.0.1", listener.settings.pacs.port, ae_title="BRAINMRI")
+    assert association.is_established
+    return association
+
+
+def test_a_study_is_not_answered_while_its_sender_may_go_on(listening):
+    listener, lines = listening(quiet_seconds=0.01)
+    files = [dcmread(io.BytesIO(content)) for content in stack(3).values()]
+    association = associate(listener)
+    for ds in files[:2]:
+        assert association.send_c_store(ds).Status == 0
+    time.sleep(0.1)
+    listener.step()
+    assert not any("kept" in line for line in lines)
+    assert association.send_c_store(files[2]).Status == 0
+    association.release()
+    step_until(listener, lambda: any("3 slices kept" in line for line in lines))
+
+
+def test_half_a_study_is_not_answered_until_it_comes_again(listening):
+    listener, lines = listening(quiet_seconds=0.3)
+    files = [dcmread(io.BytesIO(content)) for content in stack(3).values()]
+    for _ in range(2):  # the second time it comes to its end
+        association = associate(listener)
+        for ds in files[: 3 if lines[1:] else 2]:
+            assert association.send_c_store(ds).Status == 0
+        if lines[1:]:
+            association.release()
+        else:
+            association.abort()
+            step_until(listener, lambda: any("broke off" in line for line in lines))
+            assert find_records(listener.database, listener.user).records == []
+    step_until(listener, lambda: any("3 slices kept" in line for line in lines))
+    assert "broke off" in reasons(listener)
+
+
+def test_a_study_that_was_coming_when_the_listener_crashed_is_half_a_study(listening):
+    listener, _ = listening(quiet_seconds=0.01)
+    association = associate(listener)
+    assert association.send_c_store(dataset()).Status == 0
+    lines = []
+    again = Listener(listener.settings, listener.database, listener.user, listener.classifier, lines.append)
+    (listener.spool.incoming / "torn.part").write_bytes(b"half")
+    again.spool.open()
+    step_until(again, lambda: any("is not answered" in line for line in lines))
+    assert "the listener stopped while it came" in reasons(again)
+    assert not list(listener.spool.root.rglob("*.part"))
+    association.abort()
+
+
+def test_objects_without_uids_are_refused(listening):
+    listener, lines = listening()
+    association = associate(listener)
+    for missing in ("StudyInstanceUID", "SeriesInstanceUID"):
+        for value in ("", ["1.2", "1.3"]):
+            ds = dataset()
+            setattr(ds, missing, value)
+            assert association.send_c_store(ds).Status == 0xC000
+    association.release()
+    assert spooled(listener) == []
+    assert any("lacks a UID" in line for line in lines)
+
+
+def test_derived_series_and_localisers_are_left_to_studies_that_hold_nothing_else(listening):
+    listener, lines = listening()
+    derived = {"SeriesInstanceUID": "1.14.2", "ImageType": ["DERIVED", "PRIMARY", "MPR"]}
+    scout = dicom(StudyInstanceUID="1.14", SeriesInstanceUID="1.14.3", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    files = [*stack(2, StudyInstanceUID="1.14").values(), dicom(StudyInstanceUID="1.14", **derived), scout]
+    send(listener, files)
+    step_until(listener, lambda: any("2 slices kept" in line for line in lines))
+    send(listener, [dicom(StudyInstanceUID="1.15", **derived)])
+    step_until(listener, lambda: any("1 slices kept" in line for line in lines))
+    step_until(listener, lambda: not spooled(listener, "working"))
+    assert len(find_records(listener.database, listener.user).records) == 3
+    assert spooled(listener, "failed") == []
+
+
+def node(handlers, contexts) -> tuple[object, PacsServer]:
+    """A node of its own that offers only so much."""
+    from pynetdicom import AE
+
+    entity, port = AE(ae_title="ODD"), free_port()
+    for uid, roles in contexts:
+        entity.add_supported_context(uid, list(pacs.SYNTAXES), **roles)
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    return server, PacsServer(name="Odd", ae_title="ODD", host="127.0.0.1", port=port)
+
+
+GET = ("1.2.840.10008.5.1.4.1.2.2.3", {})
+STORE = (pacs.MR_CLASSES[0], {"scu_role": True, "scp_role": False})
+
+
+def test_a_node_without_c_get_is_named(app_settings):
+    running, server = node([], [STORE])
+    try:
+        with pytest.raises(PacsError, match=r"does not offer Study Root .* - GET; .*let it send here"):
+            pacs.fetch(app_settings, server, "1", "1")
+    finally:
+        running.shutdown()
+
+
+def test_a_node_that_gives_less_than_it_says_gives_no_series(app_settings):
+    from pynetdicom import evt
+
+    def give_two_of_five(event):
+        yield 5
+        for number in range(2):
+            yield 0xFF00, dataset(InstanceNumber=number + 1)
+        yield 0xFE00, None
+
+    running, server = node([(evt.EVT_C_GET, give_two_of_five)], [GET, STORE])
+    try:
+        with pytest.raises(PacsError, match=r"gave 2 of 5 images|refuses to give the series"):
+            pacs.fetch(app_settings, server, "1", "1")
+    finally:
+        running.shutdown()
+
+
+def test_who_stops_a_fetch_does_not_wait_for_its_end(asked, orthanc):
+    settings, server = asked
+    give(orthanc, stack(6, StudyInstanceUID="1.16", SeriesInstanceUID="1.16.1").values())
+
+    def click_elsewhere(done, total):
+        raise InterruptedError
+
+    start = time.monotonic()
+    with pytest.raises(InterruptedError):
+        pacs.fetch(settings, server, "1.16", "1.16.1", report=click_elsewhere)
+    assert time.monotonic() - start < settings.pacs.timeout_seconds / 2
 
 
 def test_dcmtk_sends_too(listening, tmp_path):
@@ -337,9 +544,15 @@ def test_dicom3tools_finds_no_error_in_a_capture(tmp_path):
     lines = (checked.stdout + checked.stderr).splitlines()
     assert any("SCImage" in line for line in lines)
     assert not [line for line in lines if line.startswith("Error")]
-    same = secondary_capture(original, pixels, description="d", comment="c", source="model abc")
-    other = secondary_capture(original, pixels, description="d", comment="c", source="model def")
-    assert same.SOPInstanceUID == capture.SOPInstanceUID != other.SOPInstanceUID
+    said = {"description": "d", "comment": "An answer.", "source": "model abc"}
+    assert secondary_capture(original, pixels, **said).SOPInstanceUID == capture.SOPInstanceUID
+    for change in ({"comment": "Another."}, {"source": "model def"}, {"frame": 3}):
+        other = secondary_capture(original, pixels, **(said | change))
+        assert other.SOPInstanceUID != capture.SOPInstanceUID
+    assert (other.SourceImageSequence[0].ReferencedFrameNumber, other.InstanceNumber) == (3, 3)
+    assert "BurnedInAnnotation" not in capture
+    lossy = secondary_capture(dataset(BurnedInAnnotation="NO", LossyImageCompression="01"), pixels, **said)
+    assert (lossy.BurnedInAnnotation, lossy.LossyImageCompression) == ("NO", "01")
     bare = dataset(PatientName=None, PatientID=None, StudyDate=None, SpecificCharacterSet=None)
     empty = secondary_capture(bare, pixels, description="d", comment="c", source="s")
     assert all(k in empty and not empty[k].value for k in ("PatientName", "PatientID", "StudyDate", "StudyID"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from brainmri import __version__
+from brainmri.dicom.deidentify import new_uid
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileDataset
@@ -36,7 +36,7 @@ SERIES_NUMBER = 9900
 
 
 def secondary_capture(
-    original: Dataset, pixels: np.ndarray, *, description: str, comment: str, source: str
+    original: Dataset, pixels: np.ndarray, *, frame: int | None = None, description: str, comment: str, source: str
 ) -> FileDataset:
     """Make a Secondary Capture object of a picture about an image.
 
@@ -46,12 +46,15 @@ def secondary_capture(
         The image that the picture is about, as it came: its patient and study are the new object's.
     pixels : ndarray of shape (height, width, 3), uint8
         RGB.
+    frame : int, optional
+        Which frame of a multi-frame original it is about, from 1.
     description : str
         Series description, at most 64 characters.
     comment : str
         Image comment, ASCII.
     source : str
-        What made it, such as model and weights: the same picture of the same source is the same object, sent again.
+        What made it, such as model and weights. The same comment of the same source on the same image is the same
+        object, sent again.
 
     Returns
     -------
@@ -66,7 +69,7 @@ def secondary_capture(
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = _uid(f"{series} {original.SOPInstanceUID}")
+    meta.MediaStorageSOPInstanceUID = _uid(f"{series} {original.SOPInstanceUID} {frame} {comment}")
     ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     for keyword in _COPIED:
         if keyword in original:
@@ -76,7 +79,8 @@ def secondary_capture(
             setattr(ds, keyword, None)
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     ds.SeriesInstanceUID = _uid(series)
-    ds.SeriesNumber, ds.InstanceNumber = SERIES_NUMBER, 1
+    ds.SeriesNumber = SERIES_NUMBER
+    ds.InstanceNumber = frame or original.get("InstanceNumber") or 1
     ds.SeriesDescription = description[:64]
     ds.Modality, ds.ConversionType, ds.BodyPartExamined = "OT", "SYN", "BRAIN"
     ds.Manufacturer, ds.ManufacturerModelName, ds.SoftwareVersions = "brainmri", source[:64], __version__
@@ -87,10 +91,17 @@ def secondary_capture(
     ds.SeriesTime = ds.ContentTime = ds.TimeOfSecondaryCapture = now.strftime("%H%M%S")
     about = Dataset()
     about.ReferencedSOPClassUID, about.ReferencedSOPInstanceUID = original.SOPClassUID, original.SOPInstanceUID
+    if frame is not None:
+        about.ReferencedFrameNumber = frame
     ds.SourceImageSequence = [about]
     ds.PatientOrientation = None
-    ds.BurnedInAnnotation = "NO"  # PS3.3 C.7.6.1: of whose picture it is; what is written says nothing of it
+    # What is written says nothing of whose it is, but the original's pixels are in the picture.
+    if original.get("BurnedInAnnotation"):
+        ds.BurnedInAnnotation = original.BurnedInAnnotation
     ds.LossyImageCompression = "00"
+    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if keyword in original:  # once lossy, always lossy (PS3.3 C.7.6.1.1.5)
+            ds[keyword] = original[keyword]
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
     ds.Rows, ds.Columns = pixels.shape[:2]
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
@@ -100,7 +111,7 @@ def secondary_capture(
 
 
 def _uid(text: str) -> UID:
-    """The same for the same text, below 2.25, where no root of one's own is needed (PS3.5 B.2)."""
+    """The same for the same text."""
     from pydicom.uid import UID
 
-    return UID(f"2.25.{int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], 'big')}")
+    return UID(new_uid(text, b"capture"))

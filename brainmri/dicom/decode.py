@@ -44,7 +44,7 @@ MODALITIES = {
     "ES": "endoscopy",
     "RF": "radiofluoroscopy",
 }
-_MR_CLASSES = (
+MR_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.4",  # MR Image Storage
     "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
     "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
@@ -270,7 +270,7 @@ def _header(ds: Dataset, key: bytes | None) -> dict[str, Any]:
     header: dict[str, Any] = {
         "modality": _text(ds, "Modality").upper(),
         "sop_class": _text(ds, "SOPClassUID"),
-        "is_mr_class": _text(ds, "SOPClassUID") in _MR_CLASSES,
+        "is_mr_class": _text(ds, "SOPClassUID") in MR_CLASSES,
         "transfer_syntax": syntax.name,
         "free_text": free_text,
         "series_number": _integer(ds, "SeriesNumber"),
@@ -290,7 +290,7 @@ def _write(ds: Dataset) -> bytes:
     from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID
 
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(_text(ds, "SOPClassUID") or _MR_CLASSES[0])
+    meta.MediaStorageSOPClassUID = UID(_text(ds, "SOPClassUID") or MR_CLASSES[0])
     meta.MediaStorageSOPInstanceUID = UID(_text(ds, "SOPInstanceUID") or "2.25.0")
     meta.TransferSyntaxUID = ds.file_meta.TransferSyntaxUID
     meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID

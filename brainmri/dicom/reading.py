@@ -105,13 +105,21 @@ def read_folder(folder: Path, settings: Settings, *, insist: bool = False) -> Re
     return read_files(files(), folder.name, settings, insist=insist)
 
 
-def read_files(files: Iterable[tuple[str, bytes]], name: str, settings: Settings, *, insist: bool = False) -> Reading:
+def read_files(
+    files: Iterable[tuple[str, bytes]],
+    name: str,
+    settings: Settings,
+    *,
+    insist: bool = False,
+    may_be_empty: bool = False,
+) -> Reading:
     """Read many files, one at a time, into series.
 
     Raises
     ------
     InvalidDicomError
-        More slices or decoded bytes than the settings allow, or no usable image among the files.
+        More slices or decoded bytes than the settings allow, or, unless it may be empty, no usable image among the
+        files.
     """
     frames: list[DicomFrame] = []
     aside: list[SetAside] = []
@@ -140,7 +148,7 @@ def read_files(files: Iterable[tuple[str, bytes]], name: str, settings: Settings
                 "send one series at a time"
             )
     reading = build_reading(frames, aside, insist=insist)
-    if not reading.series:
+    if not reading.series and not may_be_empty:
         reasons = "; ".join(f"{a.name}: {a.reason}" for a in reading.set_aside[:3]) or "it is empty"
         more = f"; and {len(reading.set_aside) - 3} more" if len(reading.set_aside) > 3 else ""
         raise InvalidDicomError(f"{name}: no usable MR image in it ({reasons}{more})")

@@ -194,15 +194,16 @@ def build_reading(frames: Sequence[DicomFrame], set_aside: list[SetAside], *, in
     stacks: dict[tuple, list[DicomFrame]] = defaultdict(list)
     for frame in kept:
         orientation = None if frame.cosines is None else tuple(np.round(frame.cosines, 2) + 0.0)
-        stacks[frame.series_uid, orientation, frame.slice.pixels.shape, frame.echo_time, frame.temporal].append(frame)
-    series = [_stack(members) for members in stacks.values()]
-    series.sort(key=lambda s: (-len(s.frames), s.frames[0].series_number or 0, s.uid))
+        series = (frame.patient_id, frame.study_uid, frame.series_uid)  # UIDs may be missing, and be another's then
+        stacks[*series, orientation, frame.slice.pixels.shape, frame.echo_time, frame.temporal].append(frame)
+    found = [_stack(members) for members in stacks.values()]
+    found.sort(key=lambda s: (-len(s.frames), s.frames[0].series_number or 0, s.uid))
     removed: dict[tuple[str, str], int] = defaultdict(int)
     for taken_once in {f.slice.sha256: f for f in frames}.values():
         for item in taken_once.removed:
             removed[item["name"], item["action"]] += item["count"]
     total = tuple({"name": n, "action": a, "count": k} for (n, a), k in sorted(removed.items()))
-    return Reading(tuple(series), tuple(set_aside), total)
+    return Reading(tuple(found), tuple(set_aside), total)
 
 
 def _stack(members: list[DicomFrame]) -> Series:

@@ -51,10 +51,13 @@ def search(user: User, server: PacsServer) -> None:
         return
     series = _series_of(user, server, study)
     chosen = _choose_series(series, study) if series else None
-    if chosen is not None and st.button(
-        "Open in the Series viewer", type="primary", icon=":material/view_in_ar:", key="pacs.open"
-    ):
-        _open(user, server, study, chosen)
+    if chosen is None:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = st.button("Open in the Series viewer", type="primary", icon=":material/view_in_ar:", key="pacs.open")
+        insist = st.toggle("Take everything", key="pacs.insist", help=viewer.INSIST)
+    if pressed:
+        _open(user, server, study, chosen, insist)
 
 
 def _form(user: User, server: PacsServer) -> None:
@@ -68,6 +71,7 @@ def _form(user: User, server: PacsServer) -> None:
     if not pressed:
         return
     st.session_state.pop("pacs.found", None)
+    st.session_state.pop("pacs.series", None)
     settings = state.settings()
     try:
         with st.spinner(f"Asking {server.name} …"):
@@ -129,7 +133,7 @@ def _chosen(items: list, rows: list[dict], key: str):
     return items[event.selection.rows[0]] if event.selection.rows else None
 
 
-def _open(user: User, server: PacsServer, study: FoundStudy, series: FoundSeries) -> None:
+def _open(user: User, server: PacsServer, study: FoundStudy, series: FoundSeries, insist: bool) -> None:
     settings = state.settings()
     bar = st.progress(0.0, f"Fetching from {server.name} …")
 
@@ -138,7 +142,7 @@ def _open(user: User, server: PacsServer, study: FoundStudy, series: FoundSeries
 
     try:
         files = pacs.fetch(settings, server, study.study_uid, series.series_uid, report=report)
-        reading = read_files(files, "the series", settings)
+        reading = read_files(files, "the series", settings, insist=insist)
     except BrainMRIError as error:
         bar.empty()
         st.error(plain(str(error)), icon=":material/broken_image:")

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _BATCH = 16
 _STACK_BYTES = 80_000_000
 """Values of a series up to this size go to the browser at once; larger series are shown slice by slice."""
+INSIST = "Other modalities than MR, localisers, diffusion, derived images, and pictures marked as holding text."
 _STACK_METHODS = ("grad-cam", "hires-cam", "layer-cam")
 _OTHER = {"undecided": "#8a949a", "rejected": "#3d464b"}
 
@@ -95,12 +96,9 @@ def pick_upload(user: User) -> Reading | None:
         help=f"DICOM files or a zip of them, up to {settings.dicom.max_archive_mb:,.0f} MB.",
         key=f"series.upload.{folder}",
     )
-    insist = right.toggle(
-        "Take everything",
-        key="series.insist",
-        help="Other modalities than MR, localisers, diffusion, derived images, and pictures marked as holding text.",
-    )
     opened = st.session_state.get("series.opened")
+    fetched = not uploads and opened is not None and bool(opened.origin)
+    insist = right.toggle("Take everything", key="series.insist", help=INSIST, disabled=fetched)
     if not uploads:
         if opened is not None and opened.origin and opened.token[0] == user.id:
             return _fetched(opened)
