@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from dicom_maker import stack, zipped
 from PIL import Image
 
 from brainmri import readings, storage
@@ -17,7 +18,7 @@ from brainmri.decision import DecisionRule
 from brainmri.errors import PermissionDeniedError, StorageError
 from brainmri.explain import METHODS
 from brainmri.pipeline import analyse
-from brainmri.types import MRISlice
+from brainmri.types import CLASS_NAMES, MRISlice
 from brainmri.ui import heatmaps, state
 
 # The network in miniature has no Keras twin in this process: methods that only need forward passes, or the head.
@@ -153,6 +154,46 @@ def test_a_verdict_after_the_answer_was_shown_is_not_blind(opened, make_user):
     (row,) = verdicts(reader)
     assert (row["verdict"], row["blind"]) == ("meningioma", "0")
     assert "has been shown to you" in told
+
+
+@pytest.mark.parametrize("page_file", ["main/predict.py", "clinical/series.py"])
+def test_an_answer_that_another_page_showed_is_a_known_one(open_page, opened, make_user, png, page_file):
+    reader = make_user("reader")
+    there = open_page(page_file, reader)
+    file = ("scan.png", png, "image/png") if "predict" in page_file else ("s.zip", zipped(stack(2)), "application/zip")
+    there.file_uploader[0].set_value([file])
+    there.run()
+    assert not there.exception
+    seen = there.session_state[state._SEEN_KEY]
+    if "series" in page_file:
+        assert len(seen) == 2
+        return
+    page = opened(reader, **{"heatmaps.reading": True, state._SEEN_KEY: seen})
+    assert "has been shown to you" in words(page)
+    give_verdict(page, "meningioma")
+    assert [row["blind"] for row in verdicts(reader)] == ["0"]
+
+
+def test_reading_mode_offers_test_images_without_their_class(open_page, png, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png)
+    mask = np.zeros(np.asarray(Image.open(io.BytesIO(png))).shape, np.uint8)
+    mask[30:40, 30:40] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    files = {f"Testing/{label}/Te-{label}.png": (tmp_path / "a.png", tmp_path / "m.png") for label in CLASS_NAMES}
+    monkeypatch.setattr(heatmaps, "_masked_images", lambda _: {p: (str(a), str(b)) for p, (a, b) in files.items()})
+    page = open_page("explore/heatmaps.py", "reader")
+    assert "Te-glioma.png · Glioma" in page.selectbox(key="heatmaps.masked.named").options
+    page.selectbox(key="heatmaps.masked.named").set_value("Testing/glioma/Te-glioma.png").run()
+    page.toggle(key="heatmaps.reading").set_value(True).run()
+    offered = page.selectbox(key="heatmaps.masked.reading")
+    assert offered.options == ["Image 1", "Image 2", "Image 3", "Image 4"]
+    assert offered.value is None  # chosen by its name, it is not read blind
+    offered.set_value("Testing/pituitary/Te-pituitary.png").run()
+    assert not page.exception
+    assert not page.metric
+    assert "ituitary" not in words(page)
+    press(page, "Keep my verdict and show the model's")
+    assert "Choose one first" in words(page)
 
 
 @pytest.fixture

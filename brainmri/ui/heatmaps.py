@@ -91,7 +91,7 @@ def show_maps(user: User) -> None:
     if blind and given is None:
         _read_blind(case, analysis, user)
         return
-    st.session_state[f"heatmaps.seen.{case.key}"] = True
+    state.note_answers_seen([case.mri_slice.sha256])
     _show_answer(analysis, given)
     if analysis.decision == "rejected" and not _confirm_rejected(case):
         canvas([_image_panel(case, analysis)], key=f"heatmaps.image.{case.key}", max_height=420)
@@ -140,13 +140,19 @@ def _pick_masked() -> Case | None:
     def chosen() -> None:  # the last act wins: whatever is chosen above later takes over
         st.session_state["heatmaps.masked.sources"] = sources
 
+    reading = bool(st.session_state.get("heatmaps.reading"))
+    if reading:  # file names and their order give the class away
+        listed = sorted(choices, key=lambda p: hashlib.sha256(p.encode()).hexdigest())
+        titles = {path: f"Image {number}" for number, path in enumerate(listed, start=1)}
+    else:
+        titles = {path: f"{path.rsplit('/', 1)[-1]} · {class_title(path.split('/')[-2])}" for path in choices}
     path = st.selectbox(
         "Or a test image with an expert's outline",
-        list(choices),
+        list(titles),
         index=None,
-        placeholder=f"{len(choices)} of the clean test split",
-        format_func=lambda p: f"{p.rsplit('/', 1)[-1]} · {class_title(p.split('/')[-2])}",
-        key="heatmaps.masked",
+        placeholder=f"{len(choices)} of the clean test split" + (", without their names" if reading else ""),
+        format_func=titles.__getitem__,
+        key=f"heatmaps.masked.{'reading' if reading else 'named'}",  # chosen by its name it is not read blind
         on_change=chosen,
         width=480,
     )
@@ -470,8 +476,8 @@ def _read_blind(case: Case, analysis: Analysis, user: User) -> None:
 
 
 def _has_seen_answer(case: Case, user: User) -> bool:
-    """Whether the answer was on this page in this session, or after an earlier verdict on the case."""
-    if st.session_state.get(f"heatmaps.seen.{case.key}"):
+    """Whether the answer was on any page in this session, or on this one after an earlier verdict on the case."""
+    if state.answer_was_seen(case.mri_slice.sha256):
         return True
     return case.record is not None and bool(readings.readings_of(state.database(), user, case.record.id, own=True))
 

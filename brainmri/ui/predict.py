@@ -192,6 +192,7 @@ def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], *, se
             show_answer(answer)
         return
     _summary(answers, errors)
+    state.note_answers_seen(answer.image_sha256 for answer in answers)
     event = st.dataframe(
         _screen_table(answers, errors),
         hide_index=True,

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from brainmri.imaging import colour_reason, preprocess
 from brainmri.storage import plain_cell
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
+from brainmri.ui import state
 from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, link, plain, research_notice, text_table
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Answer:
     network_view: bytes
     facts: dict[str, str]
     notes: tuple[str, ...]
+    image_sha256: str
     record_id: int | None = None
 
     @property
@@ -85,6 +87,7 @@ class Answer:
             _png(np.rint(analysis.network_input * 255).astype(np.uint8)),
             _facts(analysis, mri_slice, mri_slice.pixels.shape, mri_slice.sha256),
             mri_slice.notes,
+            mri_slice.sha256,
             record_id,
         )
 
@@ -112,6 +115,7 @@ class Answer:
             _png(np.rint(view * 255).astype(np.uint8)),
             facts,
             mri_slice.notes,
+            record.image_sha256,
             record.id,
         )
 
@@ -135,6 +139,7 @@ class Answer:
 
 def show_answer(answer: Answer, *, history_link: bool = True) -> None:
     """Decision, probabilities, the original beside what the network saw, and where the answer comes from."""
+    state.note_answers_seen([answer.image_sha256])
     words, pictures = st.columns([5, 6], gap="medium")
     with words:
         show_decision(answer)

@@ -166,6 +166,7 @@ def show_reading(reading: Reading, user: User) -> None:
     if index not in opened.answers:
         opened.answers[index] = _answer(series)
     analyses = opened.answers[index]
+    state.note_answers_seen(s.sha256 for s in series.slices)
     answer = answer_series(analyses)
     viewer, side = st.columns([3, 2], gap="large")
     with side:

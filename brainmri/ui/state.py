@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -31,6 +31,7 @@ GUEST_KEY = "brainmri_guest"
 """Session state: True after "Try as a guest"."""
 
 
+_SEEN_KEY = "brainmri_answers_seen"
 _LOCK = threading.RLock()
 
 
@@ -148,6 +149,16 @@ def _load(model_id: str, chosen: ModelSettings, serving: ServingSettings) -> Fut
 
     threading.Thread(target=load, name=f"load {model_id}", daemon=True).start()
     return future
+
+
+def note_answers_seen(images: Iterable[str]) -> None:
+    """Remember, for this browser session, whose answers were on its screen: images by their sha256."""
+    st.session_state.setdefault(_SEEN_KEY, set()).update(images)
+
+
+def answer_was_seen(image: str) -> bool:
+    """Whether the answer to an image was on this session's screen, on whatever page."""
+    return image in st.session_state.get(_SEEN_KEY, ())
 
 
 def signed_in_user() -> User | None:
