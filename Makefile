@@ -1,6 +1,7 @@
 # `make app` on a fresh machine: environment, database, dashboard. `make test`: the tests' Python packages, then the tests.
 # Chromium, PostgreSQL, Orthanc and DICOM tools come from the system (the packages that .ci/run names), the data set from
-# `brainmri data fetch`; a test that misses one is skipped and says so. Two processes test, file by file.
+# `brainmri data fetch`; a test that misses one is skipped and says so. Two processes test, file by file; what measures time
+# comes after them, alone.
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8501
@@ -24,13 +25,14 @@ test-env: .venv/.tests
 	touch $@
 
 test: test-env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 check: test-env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(MAKE) test
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

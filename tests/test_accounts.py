@@ -302,6 +302,7 @@ def test_old_failures_are_forgotten(database, clock):
         assert session.scalars(sa.select(FailureRow)).all() == []
 
 
+@pytest.mark.alone
 def test_an_unknown_user_costs_the_same_time_as_a_wrong_password(tmp_path):
     """With the real cost of a hash."""
     database = Database(f"sqlite:///{tmp_path}/t.db")

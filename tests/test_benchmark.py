@@ -79,6 +79,7 @@ def test_latency_takes_turns_and_counts_per_image():
     assert all(ms > 0 for by_batch in found.values() for ms in by_batch.values())
 
 
+@pytest.mark.alone
 def test_the_whole_benchmark_in_miniature(tiny_models, tiny_blocks, native_bf16, monkeypatch):
     settings = Settings(model=ModelSettings(id="tiny", directory=tiny_models))
     # A process of its own does not know the miniature network's Keras side; its OpenVINO side is the real thing.
@@ -132,6 +133,7 @@ def test_memory_stays_flat(tiny_models):
     assert found["predictions_per_second"] > 1
 
 
+@pytest.mark.alone
 def test_readers_on_a_real_server(tiny_models):
     """benchmarks/load.py in small: websocket sessions as a browser opens them, no error, answers in time."""
     found = script("load").measure_load(tiny_models, "tiny", sessions=4, seconds=4, every=1, visits=3)

@@ -85,6 +85,7 @@ def test_blank_head_keeps_the_border_only(head):
     assert blank[0, 0] == 99
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("method", counterfactual.METHODS)
 def test_inpaint_is_quick_enough_to_augment_with(head, method, two_gflop_s):
     """Training spends some 25 GFLOP on a view."""

@@ -268,6 +268,7 @@ def test_gate_without_inputs_says_so(rule):
         rule.apply(np.zeros((1, 4)), np.zeros((1, 8, 8, 16)))
 
 
+@pytest.mark.alone
 def test_deciding_is_cheap(rule, gate_data, two_gflop_s):
     """Little of what a prediction takes; how much exactly is for ``brainmri benchmark`` to say."""
     rng = np.random.default_rng(0)

@@ -530,6 +530,7 @@ def test_damaged_and_missing_runs_are_clear_errors(tmp_path):
         runs.open_run(tmp_path)
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_predictions_open_within_two_seconds(classifier, tmp_path):
     table = predictions(100_000).assign(split="test")
     runs.save_run(tmp_path / "big", classifier, table, {"name": "big", "split": "test"})

@@ -400,6 +400,7 @@ def test_damaged_predictions_are_an_error_in_words(open_page, save):
     assert "evaluate again" in page.error[0].value
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_predictions_open_within_two_seconds(open_page, save):
     run = save("clean-test", predictions(100_000))
     open_page(PAGE, "guest")  # imports and the database are not what is measured

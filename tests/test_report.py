@@ -365,6 +365,7 @@ def test_the_code_holds_case_and_hash_and_nothing_else(answers, case):
     assert patient.pseudonym.encode() not in canonical.replace(record.name.encode(), b"")
 
 
+@pytest.mark.alone
 def test_issued_within_a_second(database, app_settings, case, answers):
     radiologist, patient, record = case
     patients.edit_patient(database, radiologist, patient.id, name=SCRIPTS["CJK"])
