@@ -25,6 +25,7 @@ from brainmri.config import Settings
 from brainmri.dicom import Series, answer_series, read_files
 from brainmri.errors import BrainMRIError, InvalidDicomError, PacsError, RefusedError, StorageError
 from brainmri.pipeline import analyse_stack
+from brainmri.storage import sync_folder, write_private
 from brainmri.types import CLASS_TITLES
 
 if TYPE_CHECKING:
@@ -295,8 +296,8 @@ class Spool:
                 if begins:
                     _write(study / _INCOMPLETE, b"the listener stopped while it came; let it be sent again")
                 _write(folder / file_name, content)
-                _flush(study)
-                _flush(self.incoming)
+                sync_folder(study)
+                sync_folder(self.incoming)
             except OSError as error:
                 refused = f"it cannot be written ({error.strerror})"
         with self._lock:
@@ -388,21 +389,9 @@ def _write(path: Path, content: bytes) -> None:
     """On disk, whole, and for the owner alone, or not there."""
     partial = path.with_name(f"{uuid4().hex}.part")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_private(partial, content)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
-
-
-def _flush(folder: Path) -> None:
-    """Names are on disk once their folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(path.parent)

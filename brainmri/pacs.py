@@ -132,20 +132,17 @@ def find_studies(
     PacsError
         The node does not answer, refuses, or breaks off.
     """
-    from pydicom.dataset import Dataset
-
-    query = Dataset()
-    query.SpecificCharacterSet = "ISO_IR 192"
-    query.QueryRetrieveLevel = "STUDY"
-    query.PatientID = patient_id.strip()
     # As it is shown, family and given name apart, or as DICOM has it: a space may stand for what parts them.
     parts = [part for part in re.split(r"[\s,^*]+", name) if part]
-    query.PatientName = f"*{'*'.join(parts)}*" if parts else ""
     first, last = (f"{d:%Y%m%d}" if d else "" for d in (since, until))
-    query.StudyDate = f"{first}-{last}" if first or last else ""
-    query.ModalitiesInStudy = "MR"
-    for keyword in ("PatientBirthDate", "StudyDescription", "StudyInstanceUID", "NumberOfStudyRelatedInstances"):
-        setattr(query, keyword, None)
+    query = _query(
+        "STUDY",
+        ("PatientBirthDate", "StudyDescription", "StudyInstanceUID", "NumberOfStudyRelatedInstances"),
+        PatientID=patient_id.strip(),
+        PatientName=f"*{'*'.join(parts)}*" if parts else "",
+        StudyDate=f"{first}-{last}" if first or last else "",
+        ModalitiesInStudy="MR",
+    )
 
     def wanted(identifier: Dataset) -> bool:  # a node need not match on modalities
         return "MR" in (_values(identifier, "ModalitiesInStudy") or ["MR"])
@@ -174,15 +171,12 @@ def find_series(settings: Settings, server: PacsServer, study_uid: str) -> list[
     PacsError
         As `find_studies`.
     """
-    from pydicom.dataset import Dataset
-
-    query = Dataset()
-    query.SpecificCharacterSet = "ISO_IR 192"
-    query.QueryRetrieveLevel = "SERIES"
-    query.StudyInstanceUID = study_uid
-    for keyword in ("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "NumberOfSeriesRelatedInstances"):
-        setattr(query, keyword, None)
-    query.Modality = "MR"
+    query = _query(
+        "SERIES",
+        ("SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "NumberOfSeriesRelatedInstances"),
+        StudyInstanceUID=study_uid,
+        Modality="MR",
+    )
     found = [
         FoundSeries(
             _text(identifier, "SeriesInstanceUID"),
@@ -283,6 +277,18 @@ def send(settings: Settings, server: PacsServer, datasets: Sequence[FileDataset]
 
 
 _FIND, _GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"  # Study Root: FIND, GET
+
+
+def _query(level: str, asked: Sequence[str], **matched: str) -> Dataset:
+    """Identifier of a C-FIND: attributes to match, and those that are only asked for."""
+    from pydicom.dataset import Dataset
+
+    query = Dataset()
+    query.SpecificCharacterSet = "ISO_IR 192"
+    query.QueryRetrieveLevel = level
+    for keyword, value in {**matched, **dict.fromkeys(asked)}.items():
+        setattr(query, keyword, value)
+    return query
 
 
 def _find(

@@ -720,15 +720,12 @@ def _stored_file(database: Database, folder: Path, sha256: str, content: bytes) 
             return
         os.replace(temporary, final)
         created = True
-        _sync_folder(folder)
+        with suppress(OSError):
+            sync_folder(folder)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            os.chmod(temporary, 0o600)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_private(temporary, content)
         yield publish
     except BaseException as error:
         if created:
@@ -748,14 +745,21 @@ def _stored_file(database: Database, folder: Path, sha256: str, content: bytes) 
             temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (POSIX)."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def write_private(path: Path, content: bytes) -> None:
+    """A new file, on disk and for the owner alone; OSError where it exists or cannot be written."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names and renames in a folder survive a power cut (POSIX); OSError where that cannot be done."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sweep_uploads(database: Database, settings: Settings) -> int:

@@ -306,7 +306,8 @@ def runs_of(model_id: str) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((ROOT / "evaluations").glob(f"{model_id}-*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
-        if isinstance(metrics.get("accuracy"), float):
+        # Another model's name may begin alike.
+        if metrics["model"]["id"] == model_id and isinstance(metrics.get("accuracy"), float):
             found[path.parent.name.removeprefix(f"{model_id}-")] = metrics | (metrics.get("calibration") or {})
     return found
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 
 from conftest import PASSWORD
 
 from brainmri import synthetic
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_MS = 60_000
 
 

@@ -16,7 +16,6 @@ from PIL import Image
 from brainmri import synthetic
 from brainmri.config import load_settings
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = ["Grad-CAM", "HiResCAM", "LayerCAM", "Occlusion"]
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import jwt
 import psutil
 import pytest
+from conftest import PASSWORD, free_port
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 ROOT = Path(__file__).resolve().parent.parent
-PASSWORD = "correct horse battery"
 SIGN_IN_FORMS = {"sign_in", "sign_up"}
 URL_PATHS = re.findall(r'\("[a-z_]+/[a-z_]+\.py", ".+?", ".+?", "([a-z_-]+)"', (ROOT / "Home.py").read_text("utf-8"))
 
@@ -28,9 +28,7 @@ URL_PATHS = re.findall(r'\("[a-z_]+/[a-z_]+\.py", ".+?", ".+?", "([a-z_-]+)"', (
 def start_server(folder: Path, config: str = "model: {id: tiny, directory: models}"):
     """`streamlit run Home.py` with a configuration of its own, and no more; the process and its port."""
     (folder / "config.yaml").write_text(config, "utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "Home.py", f"--server.port={port}"]
     environment = {**os.environ, "BRAINMRI_CONFIG": str(folder / "config.yaml"), "PYTHONUNBUFFERED": "1"}
     with open(folder / "log", "wb") as log:

@@ -173,6 +173,8 @@ def explain_eval(
     release = SPLITS_DIRECTORY / "brain_tumor_mri.csv"
     # The card and the page name what the whole test split gave, no trial and no other data.
     official = limit is None and manifest in (None, release) and (split_column, split) == ("clean_split", "test")
+    if output is None and not official:
+        raise DataError("--limit, --split or --manifest measure something else than the card names: give --output FILE")
     manifest = manifest or release
     rows = select_split(read_rows(manifest, images or settings.data.root, split_column), split)
     data = {"manifest": manifest.name, "sha256": sha256_of(manifest), "split": f"{split_column}: {split}"}
@@ -185,8 +187,6 @@ def explain_eval(
         classifier = load_classifier(model_id, directory, settings.model.engine)
     plan = dataclasses.replace(Plan(precision=precision), limit=limit)
     others = [(load_classifier(card.stem, card.parent), card.parent) for card in beside or []]
-    if output is None and not official:
-        raise DataError("--limit, --split or --manifest measure something else than the card names: give --output FILE")
     path = output or Path(directory) / f"{model_id}.explanation.json"
     before: dict[str, Any] = {}
     if peaks_only:

@@ -30,7 +30,8 @@ _COPIED = (
     "ReferringPhysicianName",
 )
 """Patient and study (PS3.3 C.7.1.1, C.7.2.1): the picture belongs to the same ones."""
-_MAY_BE_EMPTY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
+_MAY_LACK = ("SpecificCharacterSet", "IssuerOfPatientID", "StudyInstanceUID", "StudyDescription")
+"""Of these, what is left out where the original has none; the others are there and empty (type 2)."""
 SERIES_NUMBER = 9900
 """High, so that it comes after what the scanner made."""
 
@@ -74,8 +75,7 @@ def secondary_capture(
     for keyword in _COPIED:
         if keyword in original:
             ds[keyword] = original[keyword]
-    for keyword in (*_MAY_BE_EMPTY, "AccessionNumber", "ReferringPhysicianName"):
-        if keyword not in ds:
+        elif keyword not in _MAY_LACK:
             setattr(ds, keyword, None)
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     ds.SeriesInstanceUID = _uid(series)

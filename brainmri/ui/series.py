@@ -97,11 +97,11 @@ def pick_upload(user: User) -> Reading | None:
         key=f"series.upload.{folder}",
     )
     opened = st.session_state.get("series.opened")
-    fetched = not uploads and opened is not None and bool(opened.origin)
-    insist = right.toggle("Take everything", key="series.insist", help=INSIST, disabled=fetched)
+    fetched = opened if not uploads and opened is not None and opened.origin else None
+    insist = right.toggle("Take everything", key="series.insist", help=INSIST, disabled=fetched is not None)
     if not uploads:
-        if opened is not None and opened.origin and opened.token[0] == user.id:
-            return _fetched(opened)
+        if fetched is not None and fetched.token[0] == user.id:
+            return _fetched(fetched)
         st.session_state.pop("series.opened", None)
         return None
     token = (user.id, insist, *(f.file_id for f in uploads))
