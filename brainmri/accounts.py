@@ -4,37 +4,73 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import ipaddress
 import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import bcrypt
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from brainmri.errors import AccountError, PermissionDeniedError, StorageError
-from brainmri.storage import Database, FailureRow, InviteRow, Record, SessionRow, UserRow, lock, utc_now
+from brainmri.events import note_event
+from brainmri.storage import (
+    Base,
+    Database,
+    FailureRow,
+    InviteRow,
+    Record,
+    SessionRow,
+    UserRow,
+    UtcDateTime,
+    lock,
+    signature,
+    utc_now,
+)
 
 ROLES = ("reader", "radiologist", "admin")
 MIN_PASSWORD_CHARACTERS = 10
 MAX_PASSWORD_BYTES = 72  # bcrypt reads no further
+MIN_SURPRISES = 6  # characters of a password that do not follow from those before
 BCRYPT_ROUNDS = 12
 FREE_ATTEMPTS = 5
+FREE_ATTEMPTS_OF_ADDRESS = 50  # of one client address in a day, whatever the user names
 FIRST_LOCK = timedelta(seconds=30)
 LONGEST_LOCK = timedelta(hours=1)
 FORGET_FAILURES = timedelta(days=1)
 INVITE_DAYS = 7
+ONE_TIME_DAYS = 7
 SEEN_INTERVAL = timedelta(minutes=1)
 _USERNAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{1,62}[a-z0-9]")
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]+\.[^@\s.]{2,}")
 _CODE_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # 32 signs that are not mistaken for each other
+_CONFIRM, _FROM = "CONFIRM ", "FROM "  # of counters beside the user names: none of those has capitals
+_COMMON = re.compile(
+    "password|passwort|passw0rd|p@ssword|p@ssw0rd|qwerty|azerty|1q2w3e4r5t|1qaz2wsx|zaq12wsx|qazwsx|letmein|welcome|"
+    "iloveyou|trustno1|changeme|whatever|default|administrator|admin|login|secret|monkey|dragon|football|baseball|"
+    "superman|batman|sunshine|princess|master|shadow|michael|computer|internet|spring|summer|autumn|winter|"
+    "hospital|doctor|radiologist|radiology|brain ?mri"
+)
+_ROWS = ("abcdefghijklmnopqrstuvwxyz", "1234567890", "qwertyuiop", "qwertzuiop", "azertyuiop", "asdfghjkl", "zxcvbnm")
+_STEPS = frozenset(pair for row in _ROWS for way in (row, row[::-1]) for pair in pairwise(way))
+
+
+class OneTimeRow(Base):
+    """Until when an account's one-time password is good; gone once its owner has chosen another."""
+
+    __tablename__ = "one_time_passwords"
+
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 @dataclass(frozen=True)
@@ -57,6 +93,11 @@ class User:
     role: str
     email: str | None = None
     must_change_password: bool = False
+
+    @property
+    def signature(self) -> str:
+        """``Name (username)``: names are chosen freely, the user name is the account."""
+        return signature(self.name, self.username)
 
 
 GUEST = User(None, "guest", "Guest", "guest")
@@ -102,7 +143,10 @@ class Invite:
 
 
 def check_password_rules(password: str, username: str = "") -> None:
-    """Refuse a new password that is too short, too long for bcrypt, or the user name itself.
+    """Refuse a new password that is too short, too long for bcrypt, or among the first to be guessed.
+
+    As NIST SP 800-63B has it: the user name, common words, repetitions and sequences. No kinds of characters are
+    prescribed.
 
     Raises
     ------
@@ -117,8 +161,23 @@ def check_password_rules(password: str, username: str = "") -> None:
         )
     if "\0" in password:
         raise AccountError("The password holds a NUL character; leave it out.")
-    if len(set(password)) < 3 or (username and password.casefold() == username.casefold()):
-        raise AccountError("The password is too easy to guess; do not repeat one sign or the user name.")
+    username, folded = username.casefold(), unicodedata.normalize("NFKC", password).casefold()
+    own = {username, username.partition("@")[0]}  # of an e-mail address, what stands before the @
+    if any(len(name) > 2 and (name in folded or folded in name) for name in own):
+        raise AccountError(
+            "The password is too easy to guess: it contains the user name or is part of it; choose another."
+        )
+    if _surprises(_COMMON.sub("", folded)) < MIN_SURPRISES:
+        raise AccountError(
+            "The password is too easy to guess: little but common words, repetitions or sequences such as 1234 or "
+            "qwerty; choose a few unrelated words."
+        )
+
+
+def _surprises(text: str) -> int:
+    """How many characters neither repeat what was there nor follow in the alphabet, the digits or a row of keys."""
+    pairs = set(pairwise(f" {text}"))
+    return sum(pair not in _STEPS and pair[0] != pair[1] for pair in pairs)
 
 
 def _password_bytes(password: str) -> bytes:
@@ -235,6 +294,7 @@ def sign_up(
             invite.used_by, invite.used_at = row.id, utc_now()
             if _is_setup(invite):
                 session.execute(sa.delete(InviteRow).where(InviteRow.note == SETUP_NOTE, InviteRow.used_by.is_(None)))
+        note_event(session, _user(row), "signed up", row.username, after=role)
         return _user(row)
 
 
@@ -247,9 +307,14 @@ def add_user(
     role: str,
     password: str,
     email: str | None = None,
-    must_change_password: bool = False,
+    one_time: bool = False,
 ) -> User:
     """Make an account for someone else. ``actor`` None is whoever has the server's command line.
+
+    Parameters
+    ----------
+    one_time : bool
+        The password is a `one_time_password`: it expires, and at the first sign-in it must be changed.
 
     Raises
     ------
@@ -257,12 +322,17 @@ def add_user(
     """
     _check_role(role)
     fields = _checked_fields(username, name, email)
-    check_password_rules(password, fields["username"])
+    if not one_time:
+        check_password_rules(password, fields["username"])
     password_hash = _hash(password)
     with database.write() as session:
         _require_admin(session, actor)
-        row = UserRow(**fields, password_hash=password_hash, role=role, must_change_password=must_change_password)
-        return _user(_insert_user(session, row))
+        row = UserRow(**fields, password_hash=password_hash, role=role, must_change_password=one_time)
+        _insert_user(session, row)
+        if one_time:
+            session.add(_one_time(row))
+        note_event(session, actor, "user added", row.username, after=role)
+        return _user(row)
 
 
 def _insert_user(session: Session, row: UserRow) -> UserRow:
@@ -305,7 +375,9 @@ def _check_role(role: str) -> None:
 # --- signing in and out ------------------------------------------------------------------------------------------
 
 
-def sign_in(database: Database, username: str, password: str, *, days: float, client: str = "") -> tuple[User, str]:
+def sign_in(
+    database: Database, username: str, password: str, *, days: float, client: str = "", address: str = ""
+) -> tuple[User, str]:
     """Check a password and begin a session.
 
     Parameters
@@ -314,6 +386,8 @@ def sign_in(database: Database, username: str, password: str, *, days: float, cl
         How long the session lasts.
     client : str
         How the browser names itself.
+    address : str
+        The client's IP address; its failures are limited, whatever the user names. Empty where it is not known.
 
     Returns
     -------
@@ -323,36 +397,91 @@ def sign_in(database: Database, username: str, password: str, *, days: float, cl
     Raises
     ------
     AccountError
-        Wrong name or password (not told apart), or too many failures.
+        Wrong name or password (not told apart), too many failures, or a one-time password that has expired.
     """
     username = username.strip().lower()[:64]
-    row = _verify(database, username, password)
+    row = _verify(database, username, password, counter=username, address=address)
     if row is None or not row.active:
         raise AccountError("User name or password is wrong.")
+    _refuse_expired(database, row)
     session_id = start_session(database, row.id, days=days, client=client)
     return _user(row), session_id
 
 
-def _verify(database: Database, username: str, password: str) -> UserRow | None:
-    """The account, or None for a wrong password. An attempt is counted before it is made, so that parallel ones are."""
+def _verify(database: Database, username: str, password: str, *, counter: str, address: str = "") -> UserRow | None:
+    """The account, or None for a wrong password. An attempt is counted before it is made, so that parallel ones are.
+
+    ``counter`` names what failures are counted under.
+    """
+    # One a day: of an address that many share, failures never end.
+    origin = f"{_FROM}{_client_network(address)} {utc_now():%Y-%m-%d}" if address else None
     with database.write() as session:
-        lock(session, f"sign-in {username}")
-        now = utc_now()
-        session.execute(sa.delete(FailureRow).where(FailureRow.last_attempt_at < now - FORGET_FAILURES))
-        failures = session.get(FailureRow, username) or FailureRow(username=username, attempts=0)
-        if failures.locked_until and failures.locked_until > now:
-            seconds = int((failures.locked_until - now).total_seconds()) + 1
-            raise AccountError(f"Too many failed sign-ins; try again in {_duration(seconds)}.")
-        failures.attempts += 1
-        failures.last_attempt_at = now
-        failures.locked_until = now + lock_time(failures.attempts) if failures.attempts >= FREE_ATTEMPTS else None
-        session.add(failures)
+        session.execute(sa.delete(FailureRow).where(FailureRow.last_attempt_at < utc_now() - FORGET_FAILURES))
+        if origin:
+            # No doubling: behind a proxy that does not pass addresses on, this one may be everybody's.
+            _count_attempt(session, origin, FREE_ATTEMPTS_OF_ADDRESS, lambda _: FIRST_LOCK)
+        _count_attempt(session, counter, FREE_ATTEMPTS, lock_time)
         row = session.scalar(sa.select(UserRow).where(UserRow.username == username))
     if not _matches(password, row.password_hash if row else None):
         return None
     with database.write() as session:
-        session.execute(sa.delete(FailureRow).where(FailureRow.username == username))
+        if origin:  # its failures with other names stay
+            lock(session, f"sign-in {origin}")
+            session.execute(
+                sa.update(FailureRow)
+                .where(FailureRow.username == origin)
+                .values(attempts=FailureRow.attempts - 1, locked_until=None)
+            )
+        lock(session, f"sign-in {counter}")
+        session.execute(sa.delete(FailureRow).where(FailureRow.username == counter))
     return row
+
+
+def _count_attempt(session: Session, counter: str, free: int, lock_for: Callable[[int], timedelta]) -> None:
+    lock(session, f"sign-in {counter}")
+    now = utc_now()
+    failures = session.get(FailureRow, counter) or FailureRow(username=counter, attempts=0)
+    if failures.locked_until and failures.locked_until > now:
+        seconds = int((failures.locked_until - now).total_seconds()) + 1
+        raise AccountError(f"Too many failed attempts; try again in {_duration(seconds)}.")
+    failures.attempts += 1
+    failures.last_attempt_at = now
+    failures.locked_until = now + lock_for(failures.attempts) if failures.attempts >= free else None
+    session.add(failures)
+
+
+def _client_network(address: str) -> str:
+    """What one client can choose its address from: in IPv6 the whole /64."""
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address[:45]
+    return str(parsed.ipv4_mapped or parsed.exploded[:19])
+
+
+def _confirmations(user_id: int | None) -> str:
+    """Counter of the passwords typed in a user's live sessions, which failures at the sign-in form do not touch."""
+    return f"{_CONFIRM}{user_id}"
+
+
+def _forget_failures(session: Session, row: UserRow) -> None:
+    session.execute(sa.delete(FailureRow).where(FailureRow.username.in_([row.username, _confirmations(row.id)])))
+
+
+def _one_time(row: UserRow) -> OneTimeRow:
+    return OneTimeRow(user_id=row.id, expires_at=utc_now() + timedelta(days=ONE_TIME_DAYS))
+
+
+def _refuse_expired(database: Database, row: UserRow) -> None:
+    if not row.must_change_password:
+        return
+    with database.read() as session:
+        given = session.get(OneTimeRow, row.id)
+    if given is None or given.expires_at < utc_now():
+        raise AccountError(
+            f"This one-time password was good for {ONE_TIME_DAYS} days and has expired; "
+            "ask an administrator for a new one."
+        )
 
 
 def lock_time(attempts: int) -> timedelta:
@@ -452,10 +581,10 @@ def confirm_password(database: Database, user: User, password: str) -> None:
     Raises
     ------
     AccountError
-        The password is wrong (counted like a failed sign-in), the account is switched off, or it must change its
-        password first.
+        The password is wrong (limited like sign-ins, by a counter of its own), the account is switched off, or it
+        must change its password first.
     """
-    row = _verify(database, user.username, password)
+    row = _verify(database, user.username, password, counter=_confirmations(user.id))
     if row is None:
         raise AccountError("The password is wrong.")
     if not row.active:
@@ -470,12 +599,14 @@ def change_password(database: Database, user: User, current: str, new: str, sess
     Raises
     ------
     AccountError
-        The current password is wrong (counted like a failed sign-in), or the new one will not do.
+        The current password is wrong (limited like sign-ins, by a counter of its own) or has expired, or the new
+        one will not do.
     """
     check_password_rules(new, user.username)
-    row = _verify(database, user.username, current)
+    row = _verify(database, user.username, current, counter=_confirmations(user.id))
     if row is None:
         raise AccountError("The current password is wrong.")
+    _refuse_expired(database, row)
     if current == new:
         raise AccountError("The new password is the current one; choose another.")
     password_hash = _hash(new)
@@ -487,6 +618,8 @@ def change_password(database: Database, user: User, current: str, new: str, sess
         )
         keep = SessionRow.id_sha256 != _sha256(session_id) if session_id else sa.true()
         session.execute(sa.delete(SessionRow).where(SessionRow.user_id == row.id, keep))
+        session.execute(sa.delete(OneTimeRow).where(OneTimeRow.user_id == row.id))
+        note_event(session, user, "password changed", row.username)
 
 
 def update_profile(database: Database, user: User, *, name: str, email: str | None) -> User:
@@ -501,12 +634,18 @@ def update_profile(database: Database, user: User, *, name: str, email: str | No
         row = session.get(UserRow, user.id) if user.id is not None else None
         if row is None:
             raise AccountError("A guest has no account to change.")
+        if row.name != values["name"]:
+            note_event(session, user, "name changed", row.username, row.name, values["name"])
+        if row.email != values["email"]:
+            note_event(session, user, "e-mail changed", row.username, row.email or "", values["email"] or "")
         row.name, row.email = values["name"], values["email"]
         return _user(row)
 
 
 def reset_password(database: Database, actor: User | None, username: str) -> str:
-    """Give an account a one-time password, unlock it and end its sessions; at the next sign-in it must be changed.
+    """Give an account a one-time password, unlock it and end its sessions.
+
+    The password is good for `ONE_TIME_DAYS`; at the next sign-in it must be changed.
 
     Returns
     -------
@@ -527,8 +666,10 @@ def reset_password(database: Database, actor: User | None, username: str) -> str
         if actor is not None and row.id == actor.id:
             raise AccountError("This is your own account; change its password under Account.")
         row.password_hash, row.must_change_password = password_hash, True
+        session.merge(_one_time(row))
         session.execute(sa.delete(SessionRow).where(SessionRow.user_id == row.id))
-        session.execute(sa.delete(FailureRow).where(FailureRow.username == row.username))
+        _forget_failures(session, row)
+        note_event(session, actor, "password reset", row.username)
     return password
 
 
@@ -546,6 +687,8 @@ def set_role(database: Database, actor: User | None, username: str, role: str) -
         row = _find(session, username)
         if row.role == "admin" and role != "admin":
             _keep_one_admin(session, row)
+        if row.role != role:
+            note_event(session, actor, "role changed", row.username, row.role, role)
         row.role = role
 
 
@@ -564,11 +707,13 @@ def set_active(database: Database, actor: User | None, username: str, active: bo
             if row.role == "admin":
                 _keep_one_admin(session, row)
             session.execute(sa.delete(SessionRow).where(SessionRow.user_id == row.id))
+        if row.active != active:
+            note_event(session, actor, "activated" if active else "deactivated", row.username)
         row.active = active
 
 
 def unlock(database: Database, actor: User | None, username: str) -> None:
-    """Forget an account's failed sign-ins.
+    """Forget an account's wrong passwords.
 
     Raises
     ------
@@ -577,7 +722,8 @@ def unlock(database: Database, actor: User | None, username: str) -> None:
     with database.write() as session:
         _require_admin(session, actor)
         row = _find(session, username)
-        session.execute(sa.delete(FailureRow).where(FailureRow.username == row.username))
+        _forget_failures(session, row)
+        note_event(session, actor, "unlocked", row.username)
 
 
 def list_users(database: Database, actor: User | None) -> list[UserInfo]:
@@ -595,24 +741,27 @@ def list_users(database: Database, actor: User | None) -> list[UserInfo]:
         .scalar_subquery()
     )
     n_records = sa.select(sa.func.count()).where(Record.user_id == UserRow.id).correlate(UserRow).scalar_subquery()
+    counters = [UserRow.username, sa.literal(_CONFIRM) + sa.cast(UserRow.id, sa.String)]
+    locked_until = (
+        sa.select(sa.func.max(FailureRow.locked_until))
+        .where(FailureRow.username.in_(counters))
+        .correlate(UserRow)
+        .scalar_subquery()
+    )
     with database.read() as session:
         _require_admin(session, actor)
-        rows = session.execute(
-            sa.select(UserRow, FailureRow.locked_until, n_sessions, n_records)
-            .outerjoin(FailureRow, FailureRow.username == UserRow.username)
-            .order_by(UserRow.username)
-        ).all()
+        rows = session.execute(sa.select(UserRow, locked_until, n_sessions, n_records).order_by(UserRow.username)).all()
     return [
         UserInfo(
             _user(row),
             row.active,
             row.created_at,
             row.last_sign_in_at,
-            locked_until if locked_until and locked_until > now else None,
+            locked if locked and locked > now else None,
             sessions,
             records,
         )
-        for row, locked_until, sessions, records in rows
+        for row, locked, sessions, records in rows
     ]
 
 
@@ -639,6 +788,7 @@ def create_invite(database: Database, actor: User | None, *, role: str = "reader
                 expires_at=utc_now() + timedelta(days=INVITE_DAYS),
             )
         )
+        note_event(session, actor, "invitation made", note.strip(), after=role)
     return code
 
 
@@ -669,7 +819,9 @@ def revoke_invite(database: Database, actor: User | None, invite_id: int) -> Non
     """
     with database.write() as session:
         _require_admin(session, actor)
-        session.execute(sa.delete(InviteRow).where(InviteRow.id == invite_id, InviteRow.used_by.is_(None)))
+        unused = sa.delete(InviteRow).where(InviteRow.id == invite_id, InviteRow.used_by.is_(None))
+        if gone := session.execute(unused.returning(InviteRow.note, InviteRow.role)).first():
+            note_event(session, actor, "invitation taken back", gone.note, before=gone.role)
 
 
 SETUP_NOTE = "set-up code printed on the server's console"

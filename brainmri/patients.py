@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -20,6 +20,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from brainmri.config import Settings
 from brainmri.errors import BrainMRIError, PermissionDeniedError, StorageError
+from brainmri.events import note_event
 from brainmri.storage import (
     Base,
     Database,
@@ -36,6 +37,7 @@ from brainmri.storage import (
     plain_cell,
     save_record,
     sees_all,
+    signature,
     utc_now,
     visible_to,
 )
@@ -81,6 +83,12 @@ class Study(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     study_uid: Mapped[str | None] = mapped_column(sa.String(64))  # (0020,000D) UI, as de-identified
     title: Mapped[str] = mapped_column(sa.String(200), default="")
+    study_date: Mapped[date | None]  # (0008,0020) DA; de-identification takes it out, a reader may give it
+
+    @property
+    def moment(self) -> datetime:
+        """When it was made; where that is not known, when it was kept."""
+        return datetime.combine(self.study_date, time.min, UTC) if self.study_date else self.created_at
 
 
 class StudyRecord(Base):
@@ -151,7 +159,10 @@ class PatientPage:
 
 @dataclass(frozen=True)
 class TimelineEntry:
-    """One answer on a patient's timeline with the study it belongs to and what readers said, newest first."""
+    """One answer on a patient's timeline with the study it belongs to and what readers said, newest first.
+
+    A verdict comes with who said it, as ``Name (user name)``.
+    """
 
     record: Record
     study: Study
@@ -255,19 +266,31 @@ def open_patient(database: Database, user: User, patient_id: int) -> Patient:
         return _patient(session, user, patient_id)
 
 
-def edit_patient(database: Database, user: User, patient_id: int, **changes: str | date | None) -> Patient:
+def edit_patient(
+    database: Database, user: User, patient_id: int, *, seen: int | None = None, **changes: str | date | None
+) -> Patient:
     """Change ``pseudonym``, ``name``, ``birth_date`` or ``sex``; what was there is kept as an `Edit` for each.
+
+    Parameters
+    ----------
+    seen : int, optional
+        Number of the newest edit that the user saw before writing (`newest_edit`); None: whatever is there is replaced.
 
     Raises
     ------
     StorageError
-        No such patient, or a value that is not allowed; nothing was changed.
+        No such patient, a value that is not allowed, or an edit that came after ``seen``; nothing was changed.
     """
     unknown = set(changes) - {"pseudonym", "name", "birth_date", "sex"}
     if unknown:
         raise StorageError(f"a patient has no {', '.join(sorted(unknown))}; it has pseudonym, name, birth_date, sex")
     with database.write() as session:
         patient = _patient(session, user, patient_id)
+        if seen is not None:
+            newer = session.scalars(sa.select(Edit).where(Edit.patient_id == patient_id, Edit.id > seen)).all()
+            if newer:
+                what = "; ".join(f"{e.username} made {e.what} {e.after!r}" for e in newer)
+                raise StorageError(f"this patient was changed meanwhile ({what}); look, and save what still holds")
         if "pseudonym" in changes:
             changes["pseudonym"] = _checked_pseudonym(str(changes["pseudonym"]))
             taken = sa.exists().where(Patient.pseudonym == changes["pseudonym"], Patient.id != patient.id)
@@ -281,6 +304,33 @@ def edit_patient(database: Database, user: User, patient_id: int, **changes: str
                 setattr(patient, field, after)
         patient.search_key = _search_key(patient.pseudonym, patient.name)
     return patient
+
+
+def newest_edit(edits: Sequence[Edit]) -> int:
+    """Number of the newest of a patient's edits; 0 where there is none."""
+    return max((edit.id for edit in edits), default=0)
+
+
+def edit_study(database: Database, user: User, study_id: int, *, title: str, study_date: date | None) -> Study:
+    """Name a study or give its date; what was there is kept as an `Edit` of the patient.
+
+    Raises
+    ------
+    StorageError
+        No such study among those of the user's patients, or a date that is none; nothing was changed.
+    """
+    _check_day(study_date, "study date")
+    with database.write() as session:
+        study = session.get(Study, study_id)
+        if study is None:
+            raise StorageError(f"there is no study {study_id}; open its patient again")
+        _patient(session, user, study.patient_id)
+        title = title.strip()[:200]
+        for what, before, after in (("title", study.title, title), ("date", study.study_date, study_date)):
+            if before != after:
+                _keep_edit(session, user, study.patient_id, f"{what} of study {study_id}", before, after)
+        study.title, study.study_date = title, study_date
+    return study
 
 
 def edits_of(database: Database, user: User, patient_id: int) -> list[Edit]:
@@ -328,50 +378,67 @@ def file_records(
     study_uid: str | None = None,
     series_uid: str | None = None,
     title: str = "",
+    study_date: date | None = None,
     positions_mm: Sequence[float | None] = (),
 ) -> Study:
     """Put records into a patient's study, in the order of their series; the study is made at first need.
 
-    Without a ``series_uid`` they are cases of their own, which no series answer counts. A record that lay in another
-    study moves, and the move is kept as an edit of both patients.
+    Without a ``series_uid`` new ones are cases of their own, which no series answer counts. A record that lay in
+    another study moves and keeps its place in its series; the move is kept as an edit of both patients, and a study
+    that holds nothing more goes.
 
     Raises
     ------
+    PermissionDeniedError
+        A record with a signed report would go to another patient; a radiologist or an administrator moves it.
     StorageError
-        A patient or a record that this user may not see; nothing was filed.
+        A patient or a record that this user may not see, or a date that is none; nothing was filed.
     """
+    _check_day(study_date, "study date")
     with database.write() as session:
         _patient(session, user, patient_id)
         study = None
         if study_uid:
             study = session.scalar(sa.select(Study).where(Study.patient_id == patient_id, Study.study_uid == study_uid))
         if study is None:
-            study = Study(patient_id=patient_id, study_uid=study_uid or None, title=title[:200])
+            study = Study(patient_id=patient_id, study_uid=study_uid or None, title=title[:200], study_date=study_date)
             session.add(study)
             session.flush()
+        left: set[int] = set()
         numbered = series_uid is not None and len(records) > 1
         for i, record in enumerate(records):
             if not session.scalar(sa.select(sa.exists().where(Record.id == record.id, visible_to(user)))):
                 raise StorageError(f"there is no case {record.id} among yours; nothing was filed")
-            old = session.get(StudyRecord, record.id)
-            if old is not None:
-                before = session.get(Study, old.study_id)
-                if before is not None and before.patient_id != patient_id:
-                    _keep_edit(session, user, before.patient_id, f"case {record.id}", "here", "filed elsewhere")
-                    _keep_edit(session, user, patient_id, f"case {record.id}", "filed elsewhere", "here")
-                session.delete(old)
-                session.flush()
-            session.add(
-                StudyRecord(
-                    record_id=record.id,
-                    study_id=study.id,
-                    series_uid=series_uid,
-                    series_index=i + 1 if numbered else None,
-                    series_length=len(records) if numbered else None,
-                    position_mm=positions_mm[i] if i < len(positions_mm) else None,
-                )
-            )
+            place = session.get(StudyRecord, record.id)
+            if place is None:
+                place = StudyRecord(record_id=record.id)
+                session.add(place)
+            elif place.study_id != study.id:
+                _move(session, user, record, place.study_id, patient_id)
+                left.add(place.study_id)
+            place.study_id = study.id
+            if series_uid is not None:
+                place.series_uid = series_uid
+                place.series_index = i + 1 if numbered else None
+                place.series_length = len(records) if numbered else None
+                place.position_mm = positions_mm[i] if i < len(positions_mm) else None
+        session.flush()
+        held = sa.exists().where(StudyRecord.study_id == Study.id)
+        session.execute(sa.delete(Study).where(Study.id.in_(left), ~held))
     return study
+
+
+def _move(session: Session, user: User, record: Record, from_study: int, patient_id: int) -> None:
+    """Keep as edits that a record goes from a study to a patient; refuse what a signed report stands against."""
+    before = session.get(Study, from_study)
+    if before is None or before.patient_id == patient_id:
+        return
+    if attached_to(session, [record.id]).signed and not sees_all(user):
+        raise PermissionDeniedError(
+            f"case {record.id} has a signed report; a radiologist or an administrator files it under another patient"
+        )
+    _keep_edit(session, user, before.patient_id, f"case {record.id}", "here", "filed elsewhere")
+    _keep_edit(session, user, patient_id, f"case {record.id}", "filed elsewhere", "here")
 
 
 def keep_series(
@@ -400,6 +467,7 @@ def keep_series(
         A slice cannot be stored, or the files say of the patient what is not allowed.
     """
     patient_id, person = _person(series)
+    said = series.frames[0].patient  # None unless de-identification is off
     known = known_patient(database, user, patient_id)
     # The patient first: what the files say of one may be refused.
     patient = known or patient_for_pseudonym(database, user, patient_id, **person)
@@ -417,6 +485,7 @@ def keep_series(
             study_uid=series.study_uid,
             series_uid=series.uid,
             title=" ".join(part for part in (series.label, series.plane or "") if part),
+            study_date=read_day(said["StudyDate"]) if said else None,
             positions_mm=[f.position_mm for f in series.frames],
         )
         if known and not known.name and person:
@@ -442,8 +511,8 @@ def _person(series: Series) -> tuple[str, dict[str, Any]]:
     family, _, given = said["PatientName"].replace("=", "^").partition("^")
     name = " ".join(part for part in (given.replace("^", " ").strip(), family.strip()) if part)
     person = {
-        "name": "".join(c if c.isprintable() else " " for c in name)[:200],
-        "birth_date": read_birth_date(said["PatientBirthDate"]),
+        "name": "".join(c if _one_line(c) else " " for c in name)[:200],
+        "birth_date": read_day(said["PatientBirthDate"]),
         "sex": said["PatientSex"] if said["PatientSex"] in ("F", "M", "O") else "",
     }
     patient_id = series.patient_id
@@ -465,8 +534,24 @@ def patient_of(database: Database, user: User, record_id: int) -> tuple[Patient,
     return None if row is None else (row[0], row[1], row[2])
 
 
+def filed_under(database: Database, user: User, record_ids: Sequence[int]) -> dict[int, Patient]:
+    """Patients by the records filed under them, of those that the user may see."""
+    query = (
+        sa.select(StudyRecord.record_id, Patient)
+        .join(Study, Study.id == StudyRecord.study_id)
+        .join(Patient, Patient.id == Study.patient_id)
+        .join(Record, Record.id == StudyRecord.record_id)
+        .where(StudyRecord.record_id.in_(record_ids), visible_to(user))
+    )
+    with database.read() as session:
+        return dict(session.execute(query).tuples().all())
+
+
 def timeline(database: Database, user: User, patient_id: int) -> list[TimelineEntry]:
-    """All answers of a patient that this user may see: newest study first, inside it in series order."""
+    """All answers of a patient that this user may see: newest study first, inside it in series order.
+
+    Studies without a date count from when they were kept.
+    """
     from brainmri.storage import UserRow
 
     with database.read() as session:
@@ -476,20 +561,21 @@ def timeline(database: Database, user: User, patient_id: int) -> list[TimelineEn
             .join(StudyRecord, StudyRecord.record_id == Record.id)
             .join(Study, Study.id == StudyRecord.study_id)
             .where(Study.patient_id == patient_id, visible_to(user))
-            .order_by(Study.created_at.desc(), Study.id.desc(), StudyRecord.series_index, Record.id)
+            .order_by(Study.id, StudyRecord.series_index, Record.id)
         ).all()
         said: dict[int, list[tuple[Verdict, str]]] = {}
         query = (
-            sa.select(Verdict, UserRow.name)
+            sa.select(Verdict, UserRow.name, UserRow.username)
             .join(UserRow, UserRow.id == Verdict.user_id)
             .join(StudyRecord, StudyRecord.record_id == Verdict.record_id)
             .join(Study, Study.id == StudyRecord.study_id)
             .where(Study.patient_id == patient_id)
             .order_by(Verdict.id.desc())
         )
-        for verdict, who in session.execute(query):
-            said.setdefault(verdict.record_id, []).append((verdict, who))
-    return [TimelineEntry(r, s, place, tuple(said.get(r.id, ()))) for r, s, place in rows]
+        for verdict, name, username in session.execute(query):
+            said.setdefault(verdict.record_id, []).append((verdict, signature(name, username)))
+    entries = [TimelineEntry(r, s, place, tuple(said.get(r.id, ()))) for r, s, place in rows]
+    return sorted(entries, key=lambda e: (e.study.moment, e.study.id), reverse=True)  # stable: series stay in order
 
 
 def series_stacks(kept: Sequence[tuple[Record, StudyRecord]]) -> list[Stack]:
@@ -516,7 +602,7 @@ def series_stacks(kept: Sequence[tuple[Record, StudyRecord]]) -> list[Stack]:
         same = [s for s in stacks if any(_slice_key(*k) in keys for k in s)]
         stacks = [s for s in stacks if s not in same] + [[k for s in same for k in s] + filing]
     found = [_stack(s) for s in stacks if any(place.series_length for _, place in s)]
-    return sorted(found, key=lambda s: min(s.record_ids))
+    return sorted((s for s in found if len(s.records) > 1), key=lambda s: min(s.record_ids))
 
 
 def _slice_key(record: Record, place: StudyRecord) -> tuple:
@@ -552,13 +638,14 @@ def add_verdict(database: Database, user: User, record_id: int, verdict: str, no
 
 
 def export_patient(database: Database, settings: Settings, user: User, patient_id: int) -> bytes:
-    """Pack everything about one patient that this user may see.
+    """Pack everything about one patient that this user may see. It is logged.
 
     Returns
     -------
     bytes
         A zip: ``patient.csv``, ``records.csv``, ``verdicts.csv``, ``edits.csv``, ``images/`` (PNG of every slice),
-        ``reports/`` (PDF as issued) and ``summary.pdf`` (the timeline).
+        ``reports/`` (PDF as issued) and ``summary.pdf`` (the timeline). Reports that name another patient, under whom
+        the case was filed then, stay out; ``reports/left_out.txt`` numbers them.
 
     Raises
     ------
@@ -581,8 +668,16 @@ def export_patient(database: Database, settings: Settings, user: User, patient_i
                 [[patient.pseudonym, patient.name, patient.birth_date or "", patient.sex, patient.created_at]],
             ),
         )
-        columns = ["record", "study", "study_uid", "series_uid", "series_index", "position_mm", "created_at", "name"]
-        columns += ["decision", "label", "prediction_set", *(f"p_{c}" for c in CLASS_NAMES), "ood_score"]
+        columns = ["record", "study", "study_date", "study_uid", "series_uid", "series_index", "position_mm"]
+        columns += [
+            "created_at",
+            "name",
+            "decision",
+            "label",
+            "prediction_set",
+            *(f"p_{c}" for c in CLASS_NAMES),
+            "ood_score",
+        ]
         columns += ["model_id", "weights_sha256", "engine", "precision", "sop_instance_uid", "frame", "image"]
         rows = []
         for entry in entries:
@@ -593,7 +688,8 @@ def export_patient(database: Database, settings: Settings, user: User, patient_i
             except BrainMRIError as error:
                 picture = f"not readable: {error}"
             number = place.slice_of[0] if place.slice_of else None
-            where = [entry.study.id, entry.study.study_uid, place.series_uid, number, place.position_mm]
+            study = entry.study
+            where = [study.id, study.study_date, study.study_uid, place.series_uid, number, place.position_mm]
             answer = [
                 r.decision,
                 r.label,
@@ -607,9 +703,17 @@ def export_patient(database: Database, settings: Settings, user: User, patient_i
         archive.writestr("verdicts.csv", _csv(["record", "at", "reader", "verdict", "note"], said))
         edits = [[e.at, e.username, e.what, e.before, e.after] for e in edits_of(database, user, patient_id)]
         archive.writestr("edits.csv", _csv(["at", "user", "what", "before", "after"], edits))
+        others = []
         for issued in report.reports_of_patient(database, user, patient_id):
-            archive.writestr(f"reports/{issued.file_name}", report.read_pdf(database, settings, user, issued.id))
+            if issued.patient_id not in (None, patient_id):
+                others.append(f"report {issued.id} on case {issued.record_id}: issued when it was another patient's\n")
+                continue
+            archive.writestr(f"reports/{issued.file_name}", issued.pdf)
+        if others:
+            archive.writestr("reports/left_out.txt", "".join(others))
         archive.writestr("summary.pdf", render_summary(patient, entries, settings.reports.han))
+    with database.write() as session:
+        note_event(session, user, "patient exported", f"patient {patient_id}")
     return buffer.getvalue()
 
 
@@ -646,9 +750,6 @@ def delete_patient(database: Database, settings: Settings, user: User, patient_i
         session.execute(sa.delete(Patient).where(Patient.id == patient_id))
         line = f"patient {patient_id}: {takes}"
         session.add(DeletionRow(user_id=user.id, username=user.username, what=line))
-    if database.engine.dialect.name == "sqlite":  # or the journal would still hold what was deleted
-        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     return line
 
 
@@ -724,25 +825,32 @@ def _checked_pseudonym(pseudonym: str) -> str:
 
 def _checked(**values: object) -> dict:
     name, birth_date, sex = values.get("name", ""), values.get("birth_date"), values.get("sex", "")
-    if not isinstance(name, str) or len(name) > 200 or not name.isprintable():
+    if not isinstance(name, str) or len(name) > 200 or not _one_line(name):
         raise StorageError("a name has at most 200 printable characters on one line")
-    if birth_date is not None and (
-        not isinstance(birth_date, date) or not date(1880, 1, 1) <= birth_date <= date.today()
-    ):
-        raise StorageError(f"{birth_date} is no birth date; expected one from 1880 until today")
+    _check_day(birth_date, "birth date")
     if sex not in SEXES:
         raise StorageError(f"{sex!r} is not one of F, M, O or nothing")
     return values
 
 
-def read_birth_date(text: str) -> date | None:
-    """A birth date as DICOM writes it (``19610203``); None where it is no day, or none that a patient may have."""
+def read_day(text: str) -> date | None:
+    """A day as DICOM writes it (``19610203``); None where it is none, or none that a living patient saw."""
     try:
         day = date.fromisoformat(text if text.isdecimal() else "")
-        _checked(birth_date=day)
+        _check_day(day, "day")
     except (ValueError, StorageError):
         return None
     return day
+
+
+def _one_line(text: str) -> bool:
+    """Printable; Persian and Indic names need the joiners that Unicode counts as formatting."""
+    return text.replace("\u200c", "").replace("\u200d", "").isprintable()
+
+
+def _check_day(day: object, what: str) -> None:
+    if day is not None and (not isinstance(day, date) or not date(1880, 1, 1) <= day <= date.today()):
+        raise StorageError(f"{day} is no {what}; expected one from 1880 until today")
 
 
 def _search_key(pseudonym: str, name: str) -> str:

@@ -63,6 +63,10 @@ class TextSetter:
         """Whose forms the Han characters of a paragraph take."""
         return "ja" if _KANA.search(text) else "ko" if _HANGUL.search(text) else self._han
 
+    def missing(self, text: str) -> str:
+        """Characters that neither font draws, each once; they are set as boxes."""
+        return "".join(dict.fromkeys(c for c in _clean(text) if self._font_of(c, False, self._han)[0] is None))
+
     def width(self, text: str, size: float, *, bold: bool = False, han: str | None = None) -> float:
         """Width of one line, points."""
         return sum(self._run_width(run, size) for run in self._runs(text, bold, None, han))
@@ -97,6 +101,14 @@ class TextSetter:
             line.textOut(shapeStr(run.text, run.font, size, force=True) if run.shaped else run.text)
             canvas.drawText(line)
             x += self._run_width(run, size)
+
+    def clip(self, text: str, width: float, size: float, *, bold: bool = False) -> str:
+        """As much of one line as fits, with an ellipsis where something is cut."""
+        text = _clean(text)
+        if self.width(text, size, bold=bold) <= width:
+            return text
+        han = self.language(text)
+        return text[: self._fitting(text, width - self.width("…", size, bold=bold), size, bold, han)].rstrip() + "…"
 
     def wrap(self, text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
         """Break text into lines no wider than ``width`` points: at spaces, and between CJK characters."""
@@ -149,7 +161,7 @@ class TextSetter:
         return runs
 
     def _font_of(self, character: str, bold: bool, han: str) -> tuple[str | None, bool]:
-        if ord(character) in self._covered:
+        if ord(character) in self._covered or unicodedata.category(character) == "Cf":  # joiners: HarfBuzz heeds them
             return self._fira[bold], True
         if character in self._cjk_characters:
             return _register_cjk(self._cjk_characters, han), False

@@ -9,24 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, undefer
 
 from brainmri.config import Settings
 from brainmri.errors import ModelError, PermissionDeniedError, ReportError, StorageError
-from brainmri.report_pdf import Content, render, when_text
+from brainmri.events import note_event
+from brainmri.report_pdf import Content, missing_characters, render, when_text
 from brainmri.storage import (
     Base,
     Database,
+    DeletedReportRow,
     Record,
     UtcDateTime,
+    changed_note,
     load_slice,
+    lock,
     may_see_images,
     open_record,
+    signature,
     utc_now,
     visible_to,
 )
@@ -52,10 +57,18 @@ class Report(Base):
     findings: Mapped[str] = mapped_column(sa.Text, default="")
     impression: Mapped[str] = mapped_column(sa.Text, default="")
     methods: Mapped[list[str]] = mapped_column(sa.JSON)  # of the heatmaps shown
-    author: Mapped[str] = mapped_column(sa.String(200))
+    author: Mapped[str] = mapped_column(sa.String(200))  # name at that time
+    username: Mapped[str] = mapped_column(sa.String(64), default="")  # the account, which a name does not tell
+    patient_id: Mapped[int | None]  # under whom the case was filed then; no foreign key: the line outlives the patient
+    patient_title: Mapped[str | None] = mapped_column(sa.String(300))  # as printed; None: not filed, or older than 0004
     canonical_sha256: Mapped[str] = mapped_column(sa.String(64))  # of the record, see canonical_record
     pdf_sha256: Mapped[str] = mapped_column(sa.String(64), unique=True)
     pdf: Mapped[bytes] = mapped_column(sa.LargeBinary, nullable=False, deferred=True)
+
+    @property
+    def signature(self) -> str:
+        """The author as ``Name (user name)``."""
+        return signature(self.author, self.username) if self.username else self.author
 
     @property
     def file_name(self) -> str:
@@ -67,20 +80,44 @@ class Report(Base):
 class Verified:
     """What `verify` knows about a file that is byte for byte as issued.
 
-    ``owner`` names the patient or, where the record is filed under none, the user whose case it is.
+    Attributes
+    ----------
+    report : Report
+    owner : str
+        The patient or, where the record is filed under none, the user whose case it is.
+    record_unchanged : bool
+        The database holds what was reported.
+    replaced_by : Report or None
+        The newest final report on the case where that is another one.
+    other_patient : bool
+        The case is filed under somebody else now, or under another name, than the report says.
     """
 
     report: Report
     owner: str
     record_unchanged: bool
+    replaced_by: Report | None = None
+    other_patient: bool = False
+
+    @property
+    def current(self) -> bool:
+        """Nothing stands against relying on it."""
+        return self.record_unchanged and self.replaced_by is None and not self.other_patient
 
     @property
     def text(self) -> str:
         """One line for the reader."""
         r = self.report
-        kind = f"final, signed by {r.author}" if r.status == "final" else f"draft by {r.author}"
-        changed = "" if self.record_unchanged else "; the record in the database is no longer the one reported"
-        return f"genuine: report on case {r.record_id} of {self.owner}, {kind}, {when_text(r.created_at)}{changed}"
+        kind = f"final, signed by {r.signature}" if r.status == "final" else f"draft by {r.signature}"
+        parts = [f"genuine: report on case {r.record_id} of {self.owner}, {kind}, {when_text(r.created_at)}"]
+        if self.replaced_by is not None:
+            newer = self.replaced_by
+            parts.append(f"replaced by report {newer.id} of {newer.signature}, {when_text(newer.created_at)}")
+        if self.other_patient:
+            parts.append("the case was filed under another patient or name when it was issued")
+        if not self.record_unchanged:
+            parts.append("the record in the database is no longer the one reported")
+        return "; ".join(parts)
 
 
 def canonical_record(record: Record) -> bytes:
@@ -103,6 +140,7 @@ def issue(
     final: bool = False,
     explanations: Sequence[Explanation] = (),
     mri_slice: MRISlice | None = None,
+    seen: int | None = None,
 ) -> Report:
     """Write a report's PDF and keep it.
 
@@ -118,13 +156,17 @@ def issue(
         Heatmaps to show, in the slice's own coordinates.
     mri_slice : MRISlice, optional
         The record's slice where the caller has it decoded already.
+    seen : int, optional
+        Number of the newest final report that the author saw while writing, 0 for none (`newest_final`); None: any.
 
     Raises
     ------
     PermissionDeniedError
         A guest; an administrator without sight of the image; signing without the role for it.
     ReportError
-        Text too long, a final report without findings and impression, or a map of another picture.
+        Text too long, a map of another picture; a final report without findings and impression, on a picture that is
+        decoded otherwise than when it was answered, with a character that no font here draws, that says what the newest
+        one of this author says, or after one that the author has not seen.
     StorageError
         No such record among the user's, or its image is gone.
     """
@@ -144,6 +186,8 @@ def issue(
     if final and not (findings and impression):
         raise ReportError("a final report needs findings and an impression; write both, or keep it a draft")
     mri_slice = mri_slice or load_slice(settings, record)
+    if final and (note := changed_note(record, mri_slice)):
+        raise ReportError(f"{note} Analyse the file anew and report on that case, or keep this one a draft")
     for explanation in explanations:
         if explanation.saliency_map.shape != mri_slice.pixels.shape:
             raise ReportError(
@@ -157,12 +201,12 @@ def issue(
     if card is not None and card.weights_sha256 != record.weights_sha256:
         card = None  # trained anew under the same id since; its figures are not this answer's
     filed = patients.patient_of(database, user, record_id)
-    earlier = [r for r in reports_of(database, user, record_id) if r.status == "final"]
+    earlier = newest_final(reports_of(database, user, record_id))
     content = Content(
         record=record,
         mri_slice=mri_slice,
         issued_at=utc_now(),
-        author=user.name or user.username,
+        author=signature(user.name, user.username),
         author_role=user.role,
         final=final,
         canonical_sha256=hashlib.sha256(canonical_record(record)).hexdigest(),
@@ -170,13 +214,17 @@ def issue(
         patient=filed[0] if filed else None,
         study=filed[1] if filed else None,
         place=filed[2] if filed else None,
-        series_text=_series_text(database, user, filed[2]) if filed else "",
+        series_text=series_text(database, user, filed[2]) if filed else "",
         card=card,
         findings=findings,
         impression=impression,
-        earlier=f"Replaces the final report of {when_text(earlier[0].created_at)}." if earlier and final else "",
+        earlier=f"Replaces report {earlier.id} of {earlier.signature}, {when_text(earlier.created_at)}."
+        if earlier and final
+        else "",
         han=settings.reports.han,
     )
+    if final and (boxes := missing_characters(content)):
+        raise ReportError(f"no font here draws {boxes}; a signed report must be readable: write it otherwise")
     pdf = render(content)
     row = Report(
         record_id=record_id,
@@ -186,14 +234,40 @@ def issue(
         findings=findings,
         impression=impression,
         methods=[e.method for e in explanations],
-        author=content.author,
+        author=user.name or user.username,
+        username=user.username,
+        patient_id=filed[0].id if filed else None,
+        patient_title=filed[0].title if filed else None,
         canonical_sha256=content.canonical_sha256,
         pdf_sha256=hashlib.sha256(pdf).hexdigest(),
         pdf=pdf,
     )
     with database.write() as session:
+        lock(session, f"reports {record_id}")
+        if final:
+            newest = newest_final(session.scalars(sa.select(Report).where(Report.record_id == record_id)).all())
+            _check_newest(row, newest, seen)
         session.add(row)
     return row
+
+
+def newest_final(reports: Sequence[Report]) -> Report | None:
+    """The signed report that holds, of all on one record."""
+    return max((r for r in reports if r.status == "final"), key=lambda r: r.id, default=None)
+
+
+def _check_newest(row: Report, newest: Report | None, seen: int | None) -> None:
+    if newest is None:
+        return
+    if seen is not None and newest.id != seen:
+        raise ReportError(
+            f"report {newest.id} was signed by {newest.signature} meanwhile; read it, and sign again if yours stands"
+        )
+    said = ("user_id", "findings", "impression", "methods", "canonical_sha256", "patient_title")
+    if all(getattr(row, name) == getattr(newest, name) for name in said):
+        raise ReportError(
+            f"report {newest.id}, signed {when_text(newest.created_at)}, says the same; nothing was issued"
+        )
 
 
 def reports_of(database: Database, user: User, record_id: int) -> list[Report]:
@@ -204,7 +278,7 @@ def reports_of(database: Database, user: User, record_id: int) -> list[Report]:
 
 
 def reports_of_patient(database: Database, user: User, patient_id: int) -> list[Report]:
-    """Reports on one patient's records, oldest first."""
+    """Reports on one patient's records, oldest first, with their PDFs."""
     from brainmri.patients import Study, StudyRecord
 
     with database.read() as session:
@@ -215,31 +289,39 @@ def reports_of_patient(database: Database, user: User, patient_id: int) -> list[
                 .join(StudyRecord, StudyRecord.record_id == Record.id)
                 .join(Study, Study.id == StudyRecord.study_id)
                 .where(Study.patient_id == patient_id, visible_to(user))
+                .options(undefer(Report.pdf))
                 .order_by(Report.id)
             )
         )
 
 
 def read_pdf(database: Database, settings: Settings, user: User, report_id: int) -> bytes:
-    """A report's file as issued.
+    """A report's file as issued, for the account as it is now: a page's button may be older than that. It is logged.
 
     Raises
     ------
     StorageError
         No such report among those this user may see.
     PermissionDeniedError
-        It holds an image that this user does not see.
+        It holds an image that this user does not see, or the account was switched off.
     """
-    with database.read() as session:
+    from brainmri.storage import UserRow
+
+    with database.write() as session:
+        account = session.get(UserRow, user.id) if user.id is not None else None
+        if account is None or not account.active:
+            raise PermissionDeniedError("this account is switched off or gone; sign in to download reports")
+        user = replace(user, role=account.role)
         row = session.execute(
             sa.select(Report.pdf, Record)
             .join(Record, Record.id == Report.record_id)
             .where(Report.id == report_id, visible_to(user))
         ).first()
-    if row is None:
-        raise StorageError(f"there is no report {report_id} among yours; choose one in Reports")
-    if not may_see_images(settings, user, row[1]):
-        raise PermissionDeniedError("an administrator does not see other users' images and reports")
+        if row is None:
+            raise StorageError(f"there is no report {report_id} among yours; choose one in Reports")
+        if not may_see_images(settings, user, row[1]):
+            raise PermissionDeniedError("an administrator does not see other users' images and reports")
+        note_event(session, user, "report downloaded", f"report {report_id} on case {row[1].id}")
     return row[0]
 
 
@@ -273,18 +355,36 @@ def verify(database: Database, content: bytes, user: User | None = None) -> Veri
             .where(Report.pdf_sha256 == digest)
         ).first()
     if row is None:
+        with database.read() as session:
+            deleted = session.get(DeletedReportRow, digest)
+        if deleted is not None:
+            who = signature(deleted.author, deleted.username)
+            raise ReportError(
+                f"deleted: the report on case {deleted.record_id} that {who} signed "
+                f"on {when_text(deleted.created_at)} was issued here and deleted on {when_text(deleted.deleted_at)}"
+            )
         raise ReportError(
             f"not genuine: no report with SHA-256 {digest[:16]}… was issued here. One changed byte is enough; so is a "
-            "program that saved the file anew, or a report that was deleted"
+            "program that saved the file anew, or a draft that was deleted"
         )
     report, record, owner, patient = row
     named = user is None or record.user_id == user.id or user.role in ("radiologist", "admin")
-    who = (f"patient {patient.title}" if patient else f"user {owner.name}") if named else "another user"
-    return Verified(report, who, hashlib.sha256(canonical_record(record)).hexdigest() == report.canonical_sha256)
+    who = f"user {signature(owner.name, owner.username)}"
+    if patient or report.patient_title:
+        who = f"patient {report.patient_title or patient.title}"
+    with database.read() as session:
+        newest = newest_final(session.scalars(sa.select(Report).where(Report.record_id == record.id)).all())
+    return Verified(
+        report,
+        who if named else "another user",
+        hashlib.sha256(canonical_record(record)).hexdigest() == report.canonical_sha256,
+        newest if newest is not None and newest.id > report.id else None,
+        report.patient_title is not None and report.patient_title != (patient.title if patient else None),
+    )
 
 
-def _series_text(database: Database, user: User, place: StudyRecord) -> str:
-    """What the kept slices of the record's series say together."""
+def series_text(database: Database, user: User, place: StudyRecord) -> str:
+    """What the kept slices of a record's series say together; empty for a case of its own."""
     from brainmri.dicom.series import answer_series
     from brainmri.patients import StudyRecord, series_stacks
 

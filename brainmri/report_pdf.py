@@ -83,6 +83,15 @@ def render(content: Content) -> bytes:
         return page.finish()
 
 
+def missing_characters(content: Content) -> str:
+    """Characters of names and the reader's words that no font here draws, as they would be shown to the reader."""
+    from brainmri.pdf_text import TextSetter
+
+    text = _all_text(content)
+    with _LOCK:
+        return " ".join(TextSetter(text, content.han).missing(text))
+
+
 def render_summary(patient: Patient, entries: Sequence[TimelineEntry], han: str = "zh-Hans") -> bytes:
     """Draw a patient's timeline as a table: date, slice, answer, what readers said."""
     from brainmri.patients import SEXES, VERDICTS
@@ -109,12 +118,14 @@ def render_summary(patient: Patient, entries: Sequence[TimelineEntry], han: str 
             record = entry.record
             if entry.study.id != study:
                 study = entry.study.id
-                page.section(f"Study {study}" + (f", {entry.study.title}" if entry.study.title else ""))
+                page.section(f"Study {study}: {study_text(entry.study)}")
             page.need(26)
             page.text(_MARGIN, f"Case {record.id}", 9)
             page.text(_MARGIN + 22 * _MM, when_text(record.created_at), 9, colour=_GREY)
-            page.text(_MARGIN + 72 * _MM, record.name[:34], 9, colour=_GREY)
-            page.text(_MARGIN + _INNER, _answer_line(record), 9, bold=True, align="right")
+            answer = _answer_line(record)
+            room = _INNER - 72 * _MM - page.setter.width(answer, 9, bold=True) - 3 * _MM
+            page.text(_MARGIN + 72 * _MM, page.setter.clip(record.name, room, 9), 9, colour=_GREY)
+            page.text(_MARGIN + _INNER, answer, 9, bold=True, align="right")
             page.down(13)
             if said[record.id]:
                 page.paragraph(said[record.id], size=9)
@@ -246,6 +257,8 @@ def _draw_patient(page: _Page, content: Content) -> None:
     if patient and patient.sex:
         rows.append(("Sex", SEXES[patient.sex]))
     spacing = record.spacing_mm
+    if content.study:
+        rows.append(("Study", study_text(content.study)))
     right = [("Slice", record.name)]
     if place and place.slice_of:
         right.append(("Series", "slice {} of {}".format(*place.slice_of)))
@@ -259,7 +272,7 @@ def _draw_patient(page: _Page, content: Content) -> None:
         for label, value in pairs:
             x = _MARGIN + column * half
             page.text(x, label, 8.5, y=y, colour=_GREY)
-            for line in page.setter.wrap(value, half - 62, 10)[:3]:
+            for line in page.setter.wrap(value, half - 62, 10):
                 page.text(x + 54, line, 10, y=y, han=page.setter.language(value))
                 y -= 14
         page.y = min(page.y, y)
@@ -385,7 +398,7 @@ def _draw_answer(page: _Page, content: Content) -> None:
             page.down(14)
     if content.series_text:
         page.paragraph("Series: " + content.series_text, size=9.5)
-    for note in content.record.notes:
+    for note in content.mri_slice.notes:
         page.paragraph("Note: " + note, size=8, colour=_GREY)
 
 
@@ -394,10 +407,10 @@ def _draw_signature(page: _Page, content: Content) -> None:
     page.down(6)
     page.rule()
     if content.final:
-        page.paragraph(f"Signed by {content.author} ({content.author_role})", size=11, bold=True)
+        page.paragraph(f"Signed by {content.author}, {content.author_role}", size=11, bold=True)
         page.paragraph(when_text(content.issued_at), size=9)
     else:
-        page.paragraph(f"Draft by {content.author} ({content.author_role}); nobody has signed it.", size=10, bold=True)
+        page.paragraph(f"Draft by {content.author}, {content.author_role}; nobody has signed it.", size=10, bold=True)
 
 
 def _draw_model(page: _Page, content: Content) -> None:
@@ -474,6 +487,12 @@ def _answer_line(record: Record) -> str:
     return _answer_title(record)
 
 
+def study_text(study: Study) -> str:
+    """Title and date of a study, as far as they are known."""
+    date = f"{study.study_date:%d %B %Y}" if study.study_date else "date not known"
+    return f"{study.title}, {date}" if study.title else date
+
+
 def when_text(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%d %B %Y, %H:%M} UTC"
 
@@ -482,5 +501,6 @@ def _all_text(content: Content) -> str:
     patient = content.patient
     parts: list[str] = [content.author, content.findings, content.impression, content.record.name, content.series_text]
     parts += [patient.pseudonym, patient.name] if patient else []
-    parts += list(content.record.notes) + list(content.card.limits if content.card else ())
+    parts += [content.study.title] if content.study else []
+    parts += list(content.mri_slice.notes) + list(content.card.limits if content.card else ())
     return "".join(parts)

@@ -101,7 +101,10 @@ class SessionRow(Base):
 
 
 class FailureRow(Base):
-    """Failed sign-ins under one name, whether an account has it or not: being locked out betrays nothing."""
+    """Failed sign-ins under one name, whether an account has it or not: being locked out betrays nothing.
+
+    Counted here as well are passwords mistyped in a live session (``CONFIRM <id>``) and addresses (``FROM …``).
+    """
 
     __tablename__ = "sign_in_failures"
 
@@ -189,6 +192,19 @@ class DeletionRow(Base):
     user_id: Mapped[int | None]  # no foreign key: the line outlives the account
     username: Mapped[str] = mapped_column(sa.String(64))
     what: Mapped[str] = mapped_column(sa.String(200))  # "case 12: 1 signed report, 2 verdicts"
+
+
+class DeletedReportRow(Base):
+    """What is left of a signed report that was deleted, so that copies of its PDF are still told from forgeries."""
+
+    __tablename__ = "deleted_reports"
+
+    pdf_sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    record_id: Mapped[int]
+    author: Mapped[str] = mapped_column(sa.String(200))
+    username: Mapped[str] = mapped_column(sa.String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    deleted_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class Database:
@@ -565,6 +581,7 @@ def deleting(database: Database, settings: Settings) -> Iterator[tuple[Session, 
     moved: list[tuple[Path, Path]] = []
 
     def remove(records: Sequence[Record]) -> None:
+        _remember_signed(session, [record.id for record in records])
         for record in sorted(records, key=lambda r: r.file_sha256):  # in one order: two deletions never wait in a ring
             _lock_file(session, record.file_sha256)
             session.delete(record)
@@ -589,6 +606,22 @@ def deleting(database: Database, settings: Settings) -> Iterator[tuple[Session, 
     for _, trash in moved:
         with suppress(OSError):
             trash.unlink()
+    if database.engine.dialect.name == "sqlite":  # or its journal would hold what was deleted; waits for readers
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _remember_signed(session: Session, record_ids: Sequence[int]) -> None:
+    kept = ("pdf_sha256", "record_id", "author", "username", "created_at")
+    reports = sa.table("reports", sa.column("status"), *(sa.column(name) for name in kept))
+    session.execute(
+        sa.insert(DeletedReportRow).from_select(
+            [*kept, "deleted_at"],
+            sa.select(*(reports.c[name] for name in kept), sa.literal(utc_now(), UtcDateTime())).where(
+                reports.c.record_id.in_(record_ids), reports.c.status == "final"
+            ),
+        )
+    )
 
 
 def read_file(settings: Settings, record: Record) -> bytes:
@@ -629,8 +662,8 @@ def load_slice(settings: Settings, record: Record) -> MRISlice:
             content, record.name, max_pixels=record.height * record.width, max_size_bytes=len(content)
         )
     notes = tuple(record.notes)
-    if _pixels_sha256(decoded) != record.pixels_sha256:
-        notes += ("The image decodes differently today from when it was answered; the answer shown is the old one.",)
+    if changed := changed_note(record, decoded):
+        notes += (changed,)
     return replace(
         decoded,
         name=record.name,
@@ -642,6 +675,13 @@ def load_slice(settings: Settings, record: Record) -> MRISlice:
         frame=record.frame,
         notes=notes,
     )
+
+
+def changed_note(record: Record, mri_slice: MRISlice) -> str:
+    """What to say where a slice is decoded otherwise today than when it was answered; nothing where it is not."""
+    if _pixels_sha256(mri_slice) == record.pixels_sha256:
+        return ""
+    return "The image decodes differently today from when it was answered; the answer shown is the old one."
 
 
 def visible_to(user: User) -> sa.ColumnElement[bool]:
@@ -666,6 +706,11 @@ def may_see_images(settings: Settings, user: User, record: Record) -> bool:
 def may_delete(user: User, record: Record) -> bool:
     """Own records, and an administrator any."""
     return user.id is not None and (record.user_id == user.id or user.role == "admin")
+
+
+def signature(name: str, username: str) -> str:
+    """Who said something, in words: names are chosen freely and change, the user name is the account."""
+    return f"{name} ({username})" if name and name != username else username
 
 
 def plain_cell(value: object) -> object:

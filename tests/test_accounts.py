@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 
+import alembic.command
 import bcrypt
 import pytest
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from brainmri.errors import AccountError, PermissionDeniedError, StorageError
 from brainmri.storage import Database, FailureRow, InviteRow, SessionRow, UserRow
 
 PASSWORD = "correct horse battery"
+LONGEST = "Seven unrelated words of which the eighth is cut: pear kiosk vole thumb!"  # 72 bytes
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -70,8 +72,18 @@ def sign_in(database, username="ada", password=PASSWORD):
         ("é" * 37, "74 bytes"),
         ("abcdefg" * 11, "77 bytes"),
         ("with\0a nul byte", "NUL"),
-        ("aaaaaaaaaaaa", "too easy"),
-        ("ada.lovelace", "too easy"),
+        ("aaaaaaaaaaaa", "repetitions"),
+        ("abcabcabca", "repetitions"),
+        ("密码密码密码密码密码一二", "repetitions"),
+        ("1234567890", "sequences"),
+        ("qwertyuiop", "sequences"),
+        ("9876abcdef", "sequences"),
+        ("password12", "common words"),
+        ("Passw0rd2024!", "common words"),
+        ("radiologist1", "common words"),
+        ("Brain MRI 2026", "common words"),
+        ("ada.lovelace", "contains the user name"),
+        ("ADA.Lovelace and more words", "contains the user name"),
     ],
 )
 def test_passwords_that_will_not_do(database, password, says):
@@ -81,13 +93,42 @@ def test_passwords_that_will_not_do(database, password, says):
 
 
 @pytest.mark.parametrize(
-    "password", ["ten chars!", "ä" * 10 + "bcö", "x1y" * 24, "  spaces around  ", "密码密码密码密码密码一二"]
+    "password",
+    [
+        "ten chars!",
+        "äöüéñçøåëïêbc",
+        LONGEST,
+        "  spaces around  ",
+        "八个不同的汉字做成密码",
+        "my password is a fox on ice",  # a common word among others
+    ],
 )
 def test_passwords_that_do(database, password):
     sign_up(database, password=password)
     assert sign_in(database, password=password)[0].username == "ada"
     with pytest.raises(AccountError):
         sign_in(database, password=password.strip() + "!")
+
+
+@pytest.mark.parametrize(
+    ("username", "password"),
+    [
+        ("anna.mueller@example.org", "Anna.Mueller99"),  # its part before the @
+        ("anna.mueller@example.org", "mueller@example"),  # a part of it
+        ("xerxes", "XERXES likes quiet rivers"),
+    ],
+)
+def test_a_password_around_the_user_name_is_refused_at_a_change_too(database, username, password):
+    user = add(database, username)
+    with pytest.raises(AccountError, match="contains the user name or is part of it; choose another"):
+        accounts.change_password(database, user, PASSWORD, password)
+
+
+def test_what_the_program_makes_is_not_held_to_the_rules(database):
+    user = accounts.add_user(
+        database, None, username="abc", name="A", role="reader", password="ABCD-EFGH-ABCD-EFGH", one_time=True
+    )
+    assert user.must_change_password
 
 
 def test_only_a_bcrypt_hash_is_kept(database):
@@ -104,9 +145,9 @@ def test_a_password_reads_the_same_however_its_letters_are_composed(database):
 
 
 def test_no_sign_in_with_a_longer_password_than_bcrypt_reads(database):
-    sign_up(database, password="x1y" * 24)
+    sign_up(database, password=LONGEST)
     with pytest.raises(AccountError, match="wrong"):
-        sign_in(database, password="x1y" * 24 + "y")
+        sign_in(database, password=LONGEST + "y")
 
 
 # --- signing up --------------------------------------------------------------------------------------------------
@@ -239,16 +280,16 @@ def test_five_failures_lock_and_the_delay_grows(database, clock, username):
         return str(caught.value)
 
     assert {fail() for _ in range(5)} == {"User name or password is wrong."}
-    assert fail() == "Too many failed sign-ins; try again in 31 s."
+    assert fail() == "Too many failed attempts; try again in 31 s."
     if username == "ada":
         with pytest.raises(AccountError, match="Too many"):
             sign_in(database)  # not even with the right password
     clock(timedelta(seconds=31))
     assert fail() == "User name or password is wrong."
-    assert fail() == "Too many failed sign-ins; try again in 61 s."
+    assert fail() == "Too many failed attempts; try again in 61 s."
     clock(timedelta(seconds=61))
     fail()
-    assert fail() == "Too many failed sign-ins; try again in 3 min."
+    assert fail() == "Too many failed attempts; try again in 3 min."
     if username == "ada":
         clock(timedelta(minutes=3))
         assert sign_in(database)
@@ -300,6 +341,100 @@ def test_old_failures_are_forgotten(database, clock):
     sign_in(database)
     with database.read() as session:
         assert session.scalars(sa.select(FailureRow)).all() == []
+
+
+def fail(database, username="ada", **options):
+    with pytest.raises(AccountError) as caught:
+        accounts.sign_in(database, username, "wrong password", days=1, **options)
+    return str(caught.value)
+
+
+def test_whoever_locks_an_account_does_not_stop_its_live_sessions(database):
+    user = sign_up(database)
+    for _ in range(6):
+        said = fail(database)
+    assert "Too many" in said
+    accounts.confirm_password(database, user, PASSWORD)
+    with pytest.raises(AccountError, match="password is wrong"):
+        accounts.confirm_password(database, user, "wrong password")
+    accounts.change_password(database, user, PASSWORD, "another long password")
+    with pytest.raises(AccountError, match="Too many"):
+        sign_in(database, password="another long password")  # and the sign-in stays locked
+
+
+@pytest.mark.parametrize("name", ["CONFIRM {}", "confirm {}", " Confirm {} "])
+def test_the_sign_in_form_does_not_reach_the_counter_of_confirmations(database, name):
+    user = sign_up(database)
+    for _ in range(6):
+        fail(database, name.format(user.id))
+    accounts.confirm_password(database, user, PASSWORD)
+
+
+def test_confirmations_are_limited_and_unlocked(database, clock):
+    user, other = sign_up(database), add(database, "bob")
+    for _ in range(5):
+        with pytest.raises(AccountError, match="password is wrong"):
+            accounts.confirm_password(database, user, "wrong password")
+    for act in (
+        lambda: accounts.confirm_password(database, user, PASSWORD),
+        lambda: accounts.change_password(database, user, PASSWORD, "another long password"),
+    ):
+        with pytest.raises(AccountError, match="Too many failed attempts; try again in 31 s"):
+            act()
+    accounts.confirm_password(database, other, PASSWORD)
+    assert sign_in(database)
+    assert [row.locked_until is not None for row in accounts.list_users(database, None)] == [True, False]
+    accounts.unlock(database, None, "ada")
+    accounts.confirm_password(database, user, PASSWORD)
+
+
+def test_one_address_does_not_try_name_after_name(database, clock):
+    sign_up(database)
+    known = {"address": "203.0.113.7"}
+    for i in range(50):
+        assert "wrong" in fail(database, f"nobody{i}", **known)
+    with database.read() as session:
+        before = session.scalar(sa.select(sa.func.count()).select_from(FailureRow))
+    for name in ("ada", "nobody99"):
+        assert fail(database, name, **known) == "Too many failed attempts; try again in 31 s."
+    with database.read() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(FailureRow)) == before
+    assert "wrong" in fail(database, "nobody99", address="203.0.113.8")
+    assert "wrong" in fail(database, "nobody98")  # not known
+    for i in range(3):  # no longer each time: others may share the address
+        clock(timedelta(seconds=31))
+        assert "wrong" in fail(database, f"somebody{i}", **known)
+        assert "31 s" in fail(database, f"somebody{i}", **known)
+    clock(timedelta(seconds=31))
+    for _ in range(2):  # a sign-in takes back what it counted, and nothing else
+        assert accounts.sign_in(database, "ada", PASSWORD, days=1, **known)
+    assert "wrong" in fail(database, "somebody4", **known)
+    assert "31 s" in fail(database, "somebody4", **known)
+    clock(timedelta(days=1, seconds=31))
+    assert "wrong" in fail(database, "nobody1", **known)
+    assert "wrong" in fail(database, "nobody2", **known)
+
+
+def test_who_signs_in_often_is_not_kept_out(database):
+    sign_up(database)
+    for _ in range(60):
+        accounts.sign_in(database, "ada", PASSWORD, days=1, address="203.0.113.7")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:1:2:3", True),  # one client has a whole /64
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:203.0.113.7", "203.0.113.7", True),
+        ("::ffff:203.0.113.7", "::ffff:203.0.113.8", False),
+        ("no address " * 20, "no address " * 20, True),  # what a proxy says is anything
+    ],
+)
+def test_what_counts_as_one_address(database, monkeypatch, one, other, same):
+    monkeypatch.setattr(accounts, "FREE_ATTEMPTS_OF_ADDRESS", 1)
+    fail(database, "nobody", address=one)
+    assert ("Too many" in fail(database, "somebody", address=other)) is same
 
 
 @pytest.mark.alone
@@ -391,7 +526,7 @@ def test_guessing_the_current_password_locks_too(database):
         with pytest.raises(AccountError, match="wrong"):
             accounts.change_password(database, user, "wrong password", "another long password")
     with pytest.raises(AccountError, match="Too many"):
-        sign_in(database)
+        accounts.change_password(database, user, PASSWORD, "another long password")
 
 
 def test_deactivation_ends_sessions_and_keeps_out(database):
@@ -449,6 +584,50 @@ def test_a_reset_password_works_once_until_it_is_changed(database):
     accounts.change_password(database, user, one_time, "another long password")
     user, _ = sign_in(database, password="another long password")
     assert not user.must_change_password
+
+
+def test_a_one_time_password_expires(database, clock):
+    admin = add(database, "admin", "admin")
+    sign_up(database)
+    given = {"ada": accounts.reset_password(database, admin, "ada"), "bob": accounts.one_time_password()}
+    accounts.add_user(database, admin, username="bob", name="Bob", role="reader", password=given["bob"], one_time=True)
+    clock(timedelta(days=6))
+    bob, _ = sign_in(database, "bob", given["bob"])
+    accounts.change_password(database, bob, given["bob"], "another long password")
+    ada, _ = sign_in(database, password=given["ada"])
+    clock(timedelta(days=2))
+    for late in (
+        lambda: sign_in(database, password=given["ada"]),
+        lambda: accounts.change_password(database, ada, given["ada"], "another long password"),
+    ):
+        with pytest.raises(AccountError, match="good for 7 days and has expired; ask an administrator for a new one"):
+            late()
+    with pytest.raises(AccountError, match=r"^User name or password is wrong\.$"):
+        sign_in(database)  # who does not know it is told nothing
+    assert sign_in(database, "bob", "another long password")
+    again = accounts.reset_password(database, admin, "ada")
+    assert sign_in(database, password=again)[0].must_change_password
+
+
+def test_one_time_passwords_from_before_they_expired_get_a_week(tmp_path, monkeypatch):
+    monkeypatch.setattr(accounts, "BCRYPT_ROUNDS", 4)
+    upgrade = alembic.command.upgrade
+    with monkeypatch.context() as older:
+        older.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "0004"))
+        old = Database(f"sqlite:///{tmp_path}/t.db")
+    hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    with old.write() as session:
+        for username in ("given", "own"):
+            fields = {"username": username, "name": username, "role": "reader", "password_hash": hashed}
+            session.add(UserRow(**fields, must_change_password=username == "given"))
+    old.close()
+    database = Database(f"sqlite:///{tmp_path}/t.db")
+    assert sign_in(database, "given")
+    assert sign_in(database, "own")
+    with database.read() as session:
+        (row,) = session.scalars(sa.select(accounts.OneTimeRow))
+    assert timedelta(days=6.9) < row.expires_at - accounts.utc_now() < timedelta(days=7)
+    database.close()
 
 
 def test_nobody_resets_their_own_password_but_on_the_command_line(database):
@@ -542,6 +721,13 @@ def test_a_profile_is_changed_by_its_owner(database):
         accounts.update_profile(database, GUEST, name="Ada", email=None)
 
 
+@pytest.mark.parametrize(
+    ("name", "signature"), [("Dr. Ada Lovelace", "Dr. Ada Lovelace (ada)"), ("ada", "ada"), ("", "ada")]
+)
+def test_a_signature_names_the_account(name, signature):
+    assert accounts.User(1, "ada", name, "reader").signature == signature
+
+
 def test_the_list_of_users(database, clock):
     admin = add(database, "admin", "admin")
     sign_up(database)
@@ -617,6 +803,7 @@ def test_brainmri_user(cli):
     ]
     assert "never signed in" in cli("list").output
     reset = cli("reset-password", "boss").output.split()[-1]
+    assert "good for 7 days" in cli("reset-password", "ada").output
     assert accounts.sign_in(cli.database(), "boss", reset, days=1)[0].role == "admin"
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from brainmri import accounts, storage
@@ -115,6 +116,7 @@ def test_sign_up_signs_in_as_a_reader(app_settings):
     ("password", "repeat", "code", "says"),
     [
         ("short", None, "", "at least 10"),
+        ("password12", None, "", "choose a few unrelated words"),
         (PASSWORD, "something else", "", "differ"),
         ("x1y" * 30, None, "", "90 bytes"),
         (PASSWORD, None, "ABCD-EFGH", "not valid"),
@@ -137,6 +139,19 @@ def test_sign_in_by_password(make_user):
         assert ("Reader · reader" in texts(page, "caption")) is signed_in
         if not signed_in:
             assert texts(page, "error") == "User name or password is wrong."
+
+
+def test_a_failed_sign_in_counts_for_the_address_it_came_from(make_user, monkeypatch):
+    make_user("reader", "ada")
+    monkeypatch.setattr(type(st.context), "ip_address", "203.0.113.7")
+    monkeypatch.setattr(accounts, "FREE_ATTEMPTS_OF_ADDRESS", 1)
+    page = open_home()
+    for name, says in (("nobody", "wrong"), ("ada", "Too many failed attempts")):
+        fields = {field.label: field for field in page.text_input if "sign_in" in field.proto.form_id}
+        fields["User name"].input(name)
+        fields["Password"].input("wrong password")
+        button(page, "Sign in").click().run()
+        assert says in texts(page, "error")
 
 
 def test_sign_out_forgets_everything(make_user):
@@ -395,3 +410,17 @@ def test_an_administrator_adds_a_user_and_invites_another(open_page):
     assert made.role == "reader"
     page.run()
     assert "used by eve" in texts(page, "markdown")
+
+
+def test_the_log_is_paged_newest_first(make_user, open_page):
+    for i in range(29):
+        make_user("reader", f"user{i:02}")
+    page = open_page("settings/users.py", "admin")
+    log = page.dataframe[1].value
+    assert "1–25 of 30, newest first" in texts(page, "caption")
+    assert list(log["Target"])[:2] == ["admin", "user28"]
+    assert (log["Who"][0], log["What"][0], log["After"][0]) == ("command line", "user added", "admin")
+    page.session_state["log_page"] = 2
+    page.run()
+    assert list(page.dataframe[1].value["Target"]) == [f"user{i:02}" for i in range(4, -1, -1)]
+    assert "26–30 of 30" in texts(page, "caption")

@@ -16,6 +16,7 @@ from dicom_maker import stack, zipped
 from brainmri import patients, storage
 from brainmri.dicom import read_series
 from brainmri.errors import PermissionDeniedError, StorageError
+from brainmri.events import find_events
 from brainmri.inference import load_classifier
 from brainmri.pipeline import analyse
 from brainmri.types import CLASS_NAMES, MRISlice
@@ -276,7 +277,7 @@ def test_nobody_gets_at_the_patient_of_another_by_its_pseudonym(database, app_se
     [("19610203", date(1961, 2, 3)), ("00000000", None), ("18000101", None), ("1961-02-03", None), ("", None)],
 )
 def test_birth_dates_of_dicom(text, day):
-    assert patients.read_birth_date(text) == day
+    assert patients.read_day(text) == day
 
 
 def test_verdicts_add_up(database, app_settings, make_user, answers):
@@ -287,8 +288,8 @@ def test_verdicts_add_up(database, app_settings, make_user, answers):
     patient, *_ = patients.patient_of(database, reader, records[0].id)
     said = patients.timeline(database, reader, patient.id)[0].verdicts
     assert [(v.verdict, v.note, who) for v, who in said] == [
-        ("glioma", "", "Radiologist"),
-        ("unsure", "blurred", "Reader"),
+        ("glioma", "", "Radiologist (radiologist)"),
+        ("unsure", "blurred", "Reader (reader)"),
     ]
     with pytest.raises(StorageError, match="no verdict"):
         patients.add_verdict(database, reader, records[0].id, "cancer")
@@ -301,6 +302,99 @@ def test_moving_a_case_is_kept_as_an_edit(database, app_settings, make_user, ans
     patients.file_records(database, reader, other.id, records[:1])
     assert len(patients.timeline(database, reader, patient.id)) == 3
     assert patients.edits_of(database, reader, patient.id)[0].after == "filed elsewhere"
+
+
+def test_a_moved_series_keeps_its_places_and_leaves_no_empty_study(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    other = patients.create_patient(database, reader)
+    patients.file_records(database, reader, other.id, records, title="Wrong one")
+    filed = patients.filed_under(database, reader, [r.id for r in records])
+    assert {i: p.id for i, p in filed.items()} == dict.fromkeys((r.id for r in records), other.id)
+    patients.file_records(database, reader, patient.id, records)
+    entries = patients.timeline(database, reader, patient.id)
+    assert [e.place.slice_of for e in entries] == [(i + 1, len(records)) for i in range(len(records))]
+    (stack_again,) = patients.series_stacks([(e.record, e.place) for e in entries])
+    assert [r.id for r in stack_again.records] == [r.id for r in records]
+    with database.read() as session:
+        assert session.query(patients.Study).count() == 1
+
+
+def test_studies_come_by_their_date_where_it_is_known(database, app_settings, make_user, answers):
+    reader = make_user("reader")
+    patient, now, records = keep(database, app_settings, reader, answers)
+    before = patients.file_records(
+        database, reader, patient.id, records[:1], title="Before surgery", study_date=date(2020, 5, 17)
+    )
+    studies = [e.study.id for e in patients.timeline(database, reader, patient.id)]
+    assert list(dict.fromkeys(studies)) == [now.id, before.id]
+    patients.edit_study(database, reader, now.id, title="Much earlier", study_date=date(2010, 1, 2))
+    studies = [e.study.id for e in patients.timeline(database, reader, patient.id)]
+    assert list(dict.fromkeys(studies)) == [before.id, now.id]
+    assert {(e.what, e.before, e.after) for e in patients.edits_of(database, reader, patient.id)} >= {
+        (f"date of study {now.id}", "", "2010-01-02")
+    }
+    with pytest.raises(StorageError, match="study date"):
+        patients.edit_study(database, reader, now.id, title="", study_date=date(2999, 1, 1))
+    with pytest.raises(StorageError, match="no patient"):
+        patients.edit_study(database, make_user("reader", "other"), now.id, title="mine", study_date=None)
+
+
+def test_an_edit_after_somebody_elses_is_refused_once(database, make_user):
+    reader, radiologist = make_user("reader"), make_user("radiologist")
+    patient = patients.create_patient(database, reader)
+    seen = patients.newest_edit(patients.edits_of(database, reader, patient.id))
+    patients.edit_patient(database, radiologist, patient.id, seen=seen, name="A Name")
+    with pytest.raises(StorageError, match="radiologist made name 'A Name'"):
+        patients.edit_patient(database, reader, patient.id, seen=seen, name="B Name")
+    assert patients.open_patient(database, reader, patient.id).name == "A Name"
+    seen = patients.newest_edit(patients.edits_of(database, reader, patient.id))
+    assert patients.edit_patient(database, reader, patient.id, seen=seen, name="B Name").name == "B Name"
+
+
+def test_typed_details_survive_a_change_by_somebody_else(database, make_user, open_page):
+    reader, radiologist = make_user("reader"), make_user("radiologist")
+    patient = patients.create_patient(database, reader)
+    page = open_page("clinical/patients.py", reader)
+    page.query_params["patient"] = str(patient.id)
+    page.run()
+    patients.edit_patient(database, radiologist, patient.id, name="A Name")
+    page.text_input(key=f"patients.person.{patient.id}.name").set_value("B Name")
+    next(b for b in page.button if b.label == "Save").click().run()
+    assert "radiologist made name" in page.error[0].value
+    assert page.text_input(key=f"patients.person.{patient.id}.name").value == "B Name"
+    assert patients.open_patient(database, reader, patient.id).name == "A Name"
+
+
+def test_names_with_joiners_are_taken(database, make_user):
+    name = "علی‌رضا"
+    assert patients.create_patient(database, make_user("reader"), name=name).name == name
+
+
+def test_a_chosen_row_means_nothing_among_other_rows():
+    from brainmri.ui.theme import rows_key
+
+    assert rows_key("t", [1, 2]) == rows_key("t", [1, 2])
+    assert rows_key("t", [1, 2]) != rows_key("t", [3, 1, 2])
+
+
+def test_filing_says_whom_a_case_is_taken_from(database, app_settings, make_user, answers, open_page):
+    reader = make_user("reader")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    other = patients.create_patient(database, reader)
+    page = open_page("clinical/patients.py", reader)
+    page.query_params["patient"] = str(other.id)
+    page.run()
+    assert all(f"now under {patient.pseudonym}" in option for option in page.multiselect[0].options)
+    page.multiselect[0].set_value([records[0].id])
+    next(b for b in page.button if b.label == "File as one study").click().run()
+    assert "Nothing was filed" in page.warning[0].value
+    assert len(patients.timeline(database, reader, patient.id)) == len(records)
+    page.multiselect[0].set_value([records[0].id])
+    page.checkbox[0].check()
+    next(b for b in page.button if b.label == "File as one study").click().run()
+    assert not page.exception
+    assert [e.record.id for e in patients.timeline(database, reader, other.id)] == [records[0].id]
 
 
 def test_the_bundle(database, app_settings, make_user, answers):
@@ -322,6 +416,9 @@ def test_the_bundle(database, app_settings, make_user, answers):
     pdf = bundle.read(f"reports/{issued.file_name}")
     assert report.verify(database, pdf).report.id == issued.id
     assert bundle.read("summary.pdf").startswith(b"%PDF")
+    assert [(e.username, e.target) for e in find_events(database, None).events if e.what == "patient exported"] == [
+        ("reader", f"patient {patient.id}")
+    ]
 
 
 def test_deletion_really_deletes_and_leaves_a_line(database, app_settings, make_user, answers):
@@ -392,7 +489,9 @@ def test_a_new_filter_starts_at_the_first_page(database, make_user, open_page):
     for i in range(45):
         patients.create_patient(database, reader, pseudonym=f"P-{i:02d}")
     page = open_page("clinical/patients.py", reader)
-    page.number_input(key="patients.page").set_value(3).run()
+    page.session_state["patients.page"] = 3
+    page.run()
+    assert len(page.dataframe[0].value) == 5
     page.text_input(key="patients.text").set_value("P-44").run()
     assert not page.exception
     assert list(page.dataframe[0].value["Patient"]) == ["P-44"]

@@ -102,7 +102,165 @@ def test_a_final_report_verifies_and_says_whose_it_is(database, app_settings, ca
     assert verified.record_unchanged
     assert f"case {record.id}" in verified.text
     assert patient.pseudonym in verified.text
-    assert "signed by Radiologist" in verified.text
+    assert "signed by Radiologist (radiologist)" in verified.text
+    assert verified.current
+
+
+SIGNED = {"findings": "Clear.", "impression": "None.", "final": True}
+
+
+def test_a_name_does_not_hide_the_account(database, app_settings, case, monkeypatch):
+    from brainmri import accounts
+
+    radiologist, _, record = case
+    user = replace(radiologist, name="Dr. Anna Real")
+    contents = []
+    monkeypatch.setattr(report, "render", lambda content: contents.append(content) or render(content))
+    issued = report.issue(database, app_settings, user, record.id, **SIGNED)
+    assert contents[0].author == issued.signature == "Dr. Anna Real (radiologist)"
+    accounts.update_profile(database, radiologist, name="Somebody Else", email=None)
+    pdf = report.read_pdf(database, app_settings, radiologist, issued.id)
+    assert "signed by Dr. Anna Real (radiologist)" in report.verify(database, pdf).text
+
+
+def test_a_replaced_report_says_so(database, app_settings, case, make_user):
+    radiologist, _, record = case
+    first = report.issue(database, app_settings, radiologist, record.id, **SIGNED)
+    second = report.issue(database, app_settings, radiologist, record.id, **(SIGNED | {"findings": "Not clear."}))
+    report.issue(database, app_settings, radiologist, record.id, findings="a draft replaces nothing")
+    old = report.verify(database, report.read_pdf(database, app_settings, radiologist, first.id))
+    assert not old.current
+    assert f"replaced by report {second.id} of Radiologist (radiologist)" in old.text
+    assert report.verify(database, report.read_pdf(database, app_settings, radiologist, second.id)).current
+
+
+def test_nobody_signs_over_a_report_not_seen_or_twice(database, app_settings, case):
+    radiologist, _, record = case
+    first = report.issue(database, app_settings, radiologist, record.id, seen=0, **SIGNED)
+    with pytest.raises(ReportError, match="says the same"):
+        report.issue(database, app_settings, radiologist, record.id, seen=first.id, **SIGNED)
+    other = SIGNED | {"impression": "Glioma."}
+    with pytest.raises(ReportError, match=f"report {first.id} was signed by Radiologist .* meanwhile"):
+        report.issue(database, app_settings, radiologist, record.id, seen=0, **other)
+    assert report.issue(database, app_settings, radiologist, record.id, seen=first.id, **other).id > first.id
+
+
+def test_a_report_stays_the_patients_it_was_issued_for(database, app_settings, case, make_user):
+    import io
+    import zipfile
+
+    radiologist, patient, record = case
+    patients.edit_patient(database, radiologist, patient.id, name="Alice First")
+    issued = report.issue(database, app_settings, radiologist, record.id, **SIGNED)
+    bob = patients.create_patient(database, radiologist, name="Bob Second")
+    patients.file_records(database, radiologist, bob.id, [record])
+    verified = report.verify(database, report.read_pdf(database, app_settings, radiologist, issued.id))
+    assert "Alice First" in verified.text
+    assert "Bob" not in verified.text
+    assert verified.other_patient
+    assert not verified.current
+    with zipfile.ZipFile(io.BytesIO(patients.export_patient(database, app_settings, radiologist, bob.id))) as bundle:
+        assert [n for n in bundle.namelist() if n.startswith("reports/")] == ["reports/left_out.txt"]
+        assert f"report {issued.id} on case {record.id}" in bundle.read("reports/left_out.txt").decode()
+
+
+def test_a_reader_takes_no_signed_report_to_another_patient(database, app_settings, make_user, answers):
+    reader, radiologist = make_user("reader"), make_user("radiologist")
+    record = storage.save_record(database, app_settings, reader, answers[1][0], None)
+    first, second = (patients.create_patient(database, reader) for _ in range(2))
+    patients.file_records(database, reader, first.id, [record])
+    report.issue(database, app_settings, radiologist, record.id, **SIGNED)
+    with pytest.raises(PermissionDeniedError, match="signed report"):
+        patients.file_records(database, reader, second.id, [record])
+    patients.file_records(database, radiologist, second.id, [record])
+    assert [e.record.id for e in patients.timeline(database, reader, second.id)] == [record.id]
+
+
+def test_a_picture_decoded_otherwise_is_not_signed(database, app_settings, case):
+    radiologist, _, record = case
+    mri_slice = storage.load_slice(app_settings, record)
+    other = replace(mri_slice, pixels=255 - mri_slice.pixels)
+    with pytest.raises(ReportError, match="decodes differently"):
+        report.issue(database, app_settings, radiologist, record.id, mri_slice=other, **SIGNED)
+
+
+def test_what_no_font_draws_is_not_signed(database, app_settings, case):
+    radiologist, patient, record = case
+    patients.edit_patient(database, radiologist, patient.id, name="অনন্যা")  # Bengali
+    with pytest.raises(ReportError, match="no font here draws অ"):
+        report.issue(database, app_settings, radiologist, record.id, **SIGNED)
+    assert report.issue(database, app_settings, radiologist, record.id, findings="draft").status == "draft"
+    patients.edit_patient(database, radiologist, patient.id, name="علی‌رضا")  # with a joiner, which is no box
+    assert report.issue(database, app_settings, radiologist, record.id, **SIGNED).status == "final"
+
+
+def test_long_names_are_whole_and_cut_ones_end_in_dots(answers, case, monkeypatch):
+    _, patient, record = case
+    name = "Maximiliane Freifrau von und zu Schwarzenberg-Hohenlohe-Langenburg " * 2 + "Zuletzt"
+    patient.name, texts, draw = name, [], TextSetter.draw
+
+    def noted(self, canvas, x, y, text, *rest, **style):
+        texts.append(text)
+        draw(self, canvas, x, y, text, *rest, **style)
+
+    monkeypatch.setattr(TextSetter, "draw", noted)
+    render(content_for(answers, record, patient=patient))
+    assert "Zuletzt" in " ".join(texts)
+    setter = TextSetter("")
+    cut = setter.clip("a name that is longer than its room.png", 60, 9)
+    assert cut.endswith("…")
+    assert setter.width(cut, 9) <= 60
+    assert setter.clip("short", 60, 9) == "short"
+
+
+def test_the_password_is_asked_for_each_signature(database, app_settings, case, open_page):
+    radiologist, _, record = case
+    page = open_page("clinical/reports.py", radiologist)
+    page.query_params["case"] = str(record.id)
+    page.run()
+    page.text_area(key=f"reports.findings.{record.id}").set_value("Clear.")
+    page.text_area(key=f"reports.impression.{record.id}").set_value("None.")
+    password = next(i for i in page.text_input if "password" in i.label)
+    password.set_value(PASSWORD)
+    next(b for b in page.button if b.label == "Sign and issue").click().run()
+    assert not page.exception
+    assert [r.status for r in report.reports_of(database, radiologist, record.id)] == ["final"]
+    form = next(i for i in page.text_input if "password" in i.label).proto.form_id
+    assert next(f for f in page.get("form") if f.proto.form.form_id == form).proto.form.clear_on_submit
+
+
+def test_a_page_opened_before_somebody_signed_says_so(database, app_settings, case, make_user, open_page):
+    radiologist, _, record = case
+    page = open_page("clinical/reports.py", make_user("radiologist", "second"))
+    page.query_params["case"] = str(record.id)
+    page.run()
+    first = report.issue(database, app_settings, radiologist, record.id, **SIGNED)
+    page.text_area(key=f"reports.findings.{record.id}").set_value("Glioma.")
+    page.text_area(key=f"reports.impression.{record.id}").set_value("Glioma.")
+    for n_reports in (1, 2):  # refused once; whoever has read it signs again
+        next(i for i in page.text_input if "password" in i.label).set_value(PASSWORD)
+        next(b for b in page.button if b.label == "Sign and issue").click().run()
+        assert not page.exception
+        assert len(report.reports_of(database, radiologist, record.id)) == n_reports
+        if n_reports == 1:
+            assert f"Report {first.id} was signed by Radiologist" in page.error[0].value
+
+
+def test_reports_are_read_by_accounts_that_are_on_and_leave_a_line(database, app_settings, case):
+    from brainmri import accounts
+    from brainmri.events import find_events
+
+    radiologist, _, record = case
+    issued = report.issue(database, app_settings, radiologist, record.id, **SIGNED)
+    assert not [e for e in find_events(database, None).events if e.what == "report downloaded"]
+    report.read_pdf(database, app_settings, radiologist, issued.id)
+    assert (find_events(database, None).events[0].username, find_events(database, None).events[0].target) == (
+        "radiologist",
+        f"report {issued.id} on case {record.id}",
+    )
+    accounts.set_active(database, None, "radiologist", False)
+    with pytest.raises(PermissionDeniedError, match="switched off"):
+        report.read_pdf(database, app_settings, radiologist, issued.id)
 
 
 def drawn(database, settings, user, record, monkeypatch) -> tuple[str, list[tuple[str, str]]]:
@@ -141,6 +299,9 @@ def test_cases_filed_by_hand_are_no_series(database, app_settings, case, monkeyp
     radiologist, patient, record = case
     cases = [e.record for e in patients.timeline(database, radiologist, patient.id)]
     by_hand = patients.create_patient(database, radiologist)
+    with database.write() as session:  # as if they had never been filed
+        for one in cases:
+            session.delete(session.get(patients.StudyRecord, one.id))
     patients.file_records(database, radiologist, by_hand.id, cases)
     if numbered:
         with database.write() as session:
@@ -195,7 +356,18 @@ def test_a_deleted_report_no_longer_verifies(database, app_settings, case):
     issued = report.issue(database, app_settings, radiologist, record.id)
     pdf = report.read_pdf(database, app_settings, radiologist, issued.id)
     patients.delete_patient(database, app_settings, radiologist, patient.id)
-    with pytest.raises(ReportError):
+    with pytest.raises(ReportError, match="not genuine"):
+        report.verify(database, pdf)
+
+
+def test_a_deleted_signed_report_is_told_from_a_forgery(database, app_settings, case, make_user):
+    radiologist, patient, record = case
+    issued = report.issue(database, app_settings, radiologist, record.id, **SIGNED)
+    pdf = report.read_pdf(database, app_settings, radiologist, issued.id)
+    patients.delete_patient(database, app_settings, make_user("admin"), patient.id)
+    with pytest.raises(
+        ReportError, match=rf"^deleted: the report on case {record.id} that Radiologist \(radiologist\)"
+    ):
         report.verify(database, pdf)
 
 
@@ -372,7 +544,7 @@ def test_issued_within_a_second(database, app_settings, case, answers):
     shape = answers[0].slices[1].pixels.shape
     report.issue(database, app_settings, radiologist, record.id, findings=SCRIPTS["Arabic"])  # fonts load once
     seconds = []
-    for _ in range(3):  # the best: what else the machine does is not this program's
+    for i in range(3):  # the best: what else the machine does is not this program's
         start = time.perf_counter()
         report.issue(
             database,
@@ -380,7 +552,7 @@ def test_issued_within_a_second(database, app_settings, case, answers):
             radiologist,
             record.id,
             findings="\n".join(SCRIPTS.values()) * 5,
-            impression="None.",
+            impression=f"None. {i}",
             final=True,
             explanations=[heatmap(shape), heatmap(shape, "occlusion")],
         )

@@ -24,6 +24,7 @@ def report(
     impression: Annotated[str, typer.Option(help="The reader's impression.")] = "",
     heatmap: Annotated[list[str] | None, typer.Option(help="Method to show, such as grad-cam; repeatable.")] = None,
     sign: Annotated[str | None, typer.Option(help="Radiologist who signs; asks for the password.")] = None,
+    author: Annotated[str | None, typer.Option(help="User name of who drafted it; default: whose case it is.")] = None,
 ) -> None:
     """Issue a report on a kept case, or check that a report's PDF is the one that was issued."""
     from brainmri.config import load_settings
@@ -42,7 +43,8 @@ def report(
     if len(record) > 18:  # more than a database counts to
         raise ReportError(f"there is no case {record[:40]}; History shows the numbers")
     _check_writable(output)
-    user = accounts.find_user(database, sign) if sign else _owner(database, int(record))
+    author = sign or author
+    user = accounts.find_user(database, author) if author else _owner(database, int(record))
     if sign:
         accounts.confirm_password(database, user, typer.prompt(f"Password of {user.username}", hide_input=True))
     issued = issue(

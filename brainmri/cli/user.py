@@ -49,11 +49,12 @@ def add(
         role=role,
         password=password,
         email=email or None,
-        must_change_password=one_time,
+        one_time=one_time,
     )
     typer.echo(f"Added {user.username} ({user.role}).")
     if one_time:
-        typer.echo(f"One-time password, to be changed at the first sign-in: {password}")
+        days = accounts.ONE_TIME_DAYS
+        typer.echo(f"One-time password, good for {days} days, to be changed at the first sign-in: {password}")
 
 
 @users.command("list")
@@ -111,4 +112,30 @@ def reset_password(username: str) -> None:
     from brainmri import accounts
 
     password = accounts.reset_password(_database(), None, username)
-    typer.echo(f"One-time password of {username}, to be changed at the next sign-in: {password}")
+    days = accounts.ONE_TIME_DAYS
+    typer.echo(f"One-time password of {username}, good for {days} days, to be changed at the next sign-in: {password}")
+
+
+@users.command("log")
+def log(
+    limit: int = typer.Option(50, min=1, help="How many lines, the newest first."),
+    as_json: bool = typer.Option(False, "--json", help="As a JSON array."),
+) -> None:
+    """Show who changed accounts or took data out."""
+    import json
+
+    from brainmri import events
+
+    page = events.find_events(_database(), None, limit=limit)
+    if as_json:
+        fields = ("username", "what", "target", "before", "after")
+        lines = [{"at": e.at.isoformat(), **{name: getattr(e, name) for name in fields}} for e in page.events]
+        typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
+        return
+    if not page.events:
+        typer.echo("The log is empty: nothing was changed yet.")
+    for e in page.events:
+        change = f": {e.before} → {e.after}" if e.before else f": {e.after}" if e.after else ""
+        typer.echo(f"{e.at:%Y-%m-%d %H:%M}  {e.username}  {e.what}  {e.target}{change}")
+    if page.total > len(page.events):
+        typer.echo(f"The newest {len(page.events)} of {page.total} lines; --limit shows more.")

@@ -36,7 +36,7 @@ _MESSAGE = "brainmri_message"
 
 _PASSWORD_HELP = (
     f"At least {accounts.MIN_PASSWORD_CHARACTERS} characters, at most {accounts.MAX_PASSWORD_BYTES} bytes. "
-    "A few unrelated words make a good one."
+    "A few unrelated words make a good one; the user name, common words alone and sequences do not."
 )
 
 
@@ -114,7 +114,8 @@ class DatabaseController(AuthenticationController):
         if not username or not password:
             raise AccountError("Enter user name and password.")
         days = settings().accounts.cookie_days
-        _enter(accounts.sign_in(database(), username, password, days=days, client=_client())[1])
+        address = st.context.ip_address or ""  # none from this machine
+        _enter(accounts.sign_in(database(), username, password, days=days, client=_client(), address=address)[1])
         return True
 
     def logout(self, callback: Callable[..., None] | None = None) -> None:

@@ -27,7 +27,7 @@ from brainmri.storage import (
 from brainmri.types import CLASS_NAMES
 from brainmri.ui import state
 from brainmri.ui.results import DECISION_TITLES, Answer, show_answer
-from brainmri.ui.theme import browser_zone, class_title, link, local_time, plain
+from brainmri.ui.theme import browser_zone, class_title, link, local_time, plain, rows_key
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -59,7 +59,7 @@ def show_list(user: User) -> None:
             "Case": st.column_config.NumberColumn(format="%d", width="small"),
             "Confidence": st.column_config.ProgressColumn(format="%.1f %%", max_value=100),
         },
-        key=f"history.table.{number}.{page.records[0].id}.{page.total}",
+        key=rows_key("history.table", [r.id for r in page.records]),
     )
     if event.selection.rows:
         st.query_params["case"] = str(page.records[event.selection.rows[0]].id)

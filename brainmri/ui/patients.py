@@ -11,18 +11,20 @@ import streamlit as st
 
 from brainmri import patients
 from brainmri.dicom import answer_series
+from brainmri.displays import counted
 from brainmri.errors import BrainMRIError
-from brainmri.patients import SEXES, VERDICTS, Patient, TimelineEntry
+from brainmri.patients import SEXES, VERDICTS, Patient, Study, TimelineEntry
 from brainmri.storage import Record, find_records, load_slice, may_see_images
 from brainmri.types import CLASS_NAMES
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
-from brainmri.ui.theme import class_title, link, local_time, plain, research_notice
+from brainmri.ui.theme import class_title, link, local_time, plain, research_notice, rows_key
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
 
 _PAGE = 20
+_CHOICES = 200
 
 
 def show_list(user: User) -> None:
@@ -74,7 +76,7 @@ def show_list(user: User) -> None:
         _table(found)
         pages = -(-found.total // _PAGE)
         if pages > 1:
-            st.number_input("Page", 1, pages, key="patients.page")
+            st.pagination(pages, default=number, key="patients.page", persist_state="session")
     with st.expander("New patient", icon=":material/person_add:"):
         _new_patient(user)
     lines = patients.deletions(database, user, 20)
@@ -103,7 +105,7 @@ def _table(found: patients.PatientPage) -> None:
         width="stretch",
         on_select="rerun",
         selection_mode="single-row",
-        key="patients.table",
+        key=rows_key("patients.table", [s.patient.id for s in found.patients]),
     )
     if event.selection.rows:
         st.query_params["patient"] = str(found.patients[event.selection.rows[0]].patient.id)
@@ -127,13 +129,19 @@ def _new_patient(user: User) -> None:
 
 
 def _person_fields(patient: Patient | None) -> tuple[str, date | None, str]:
-    name = st.text_input("Name (optional)", patient.name if patient else "", max_chars=200)
+    key = f"patients.person.{patient.id if patient else 'new'}"
+    name = st.text_input("Name (optional)", patient.name if patient else "", max_chars=200, key=f"{key}.name")
     left, right = st.columns(2)
     born = left.date_input(
-        "Born (optional)", patient.birth_date if patient else None, min_value=date(1880, 1, 1), max_value=date.today()
+        "Born (optional)",
+        patient.birth_date if patient else None,
+        min_value=date(1880, 1, 1),
+        max_value=date.today(),
+        format="YYYY-MM-DD",
+        key=f"{key}.born",
     )
-    options = list(SEXES)
-    sex = right.selectbox("Sex (optional)", options, options.index(patient.sex if patient else ""), SEXES.__getitem__)
+    options, now = list(SEXES), patient.sex if patient else ""
+    sex = right.selectbox("Sex (optional)", options, options.index(now), SEXES.__getitem__, key=f"{key}.sex")
     return name.strip(), born if isinstance(born, date) else None, sex
 
 
@@ -165,7 +173,8 @@ def show_patient(asked: str, user: User) -> None:
 
 def _close() -> None:
     st.query_params.clear()
-    st.session_state.pop("patients.table", None)
+    for key in [k for k in st.session_state if str(k).startswith("patients.table")]:
+        del st.session_state[key]
 
 
 def _timeline(entries: list[TimelineEntry], user: User) -> None:
@@ -176,8 +185,7 @@ def _timeline(entries: list[TimelineEntry], user: User) -> None:
         return
     for study_id in dict.fromkeys(entry.study.id for entry in entries):
         members = [entry for entry in entries if entry.study.id == study_id]
-        study = members[0].study
-        st.markdown(f"**{plain(study.title) or 'Study'}** · {local_time(study.created_at)} · {len(members)} answers")
+        _study_line(members[0].study, len(members), user)
         for stack in patients.series_stacks([(e.record, e.place) for e in members]):
             st.caption(f"Series: {answer_series(stack.records).text}")
         rows = [
@@ -200,10 +208,38 @@ def _timeline(entries: list[TimelineEntry], user: User) -> None:
             column_config={"Probability": st.column_config.ProgressColumn(format="%.1f%%", min_value=0, max_value=100)},
             on_select="rerun",
             selection_mode="single-row",
-            key=f"patients.study.{study_id}",
+            key=rows_key(f"patients.study.{study_id}", [e.record.id for e in members]),
         )
         if event.selection.rows:
             _entry(members[event.selection.rows[0]], user)
+
+
+def _study_line(study: Study, n_answers: int, user: User) -> None:
+    left, right = st.columns([5, 1], vertical_alignment="center")
+    made = f"study of {study.study_date:%Y-%m-%d}" if study.study_date else "study date not known"
+    title, kept = plain(study.title) or "Study", local_time(study.created_at)
+    left.markdown(f"**{title}** · {made} · kept {kept} · {counted(n_answers, 'answer')}")
+    with right.popover("Edit", icon=":material/edit:", width="stretch"), st.form(f"patients.study_edit.{study.id}"):
+        name, day = _study_fields(study)
+        if st.form_submit_button("Save", icon=":material/save:"):
+            try:
+                patients.edit_study(state.database(), user, study.id, title=name, study_date=day)
+            except BrainMRIError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+            else:
+                st.rerun()
+
+
+def _study_fields(study: Study | None) -> tuple[str, date | None]:
+    title = st.text_input("Study", study.title if study else "", placeholder="What the visit was", max_chars=200)
+    day = st.date_input(
+        "Study date (optional)",
+        study.study_date if study else None,
+        min_value=date(1880, 1, 1),
+        max_value=date.today(),
+        format="YYYY-MM-DD",
+    )
+    return title.strip(), day if isinstance(day, date) else None
 
 
 def _entry(entry: TimelineEntry, user: User) -> None:
@@ -247,13 +283,13 @@ def _compare(entries: list[TimelineEntry], user: User) -> None:
             format_func=lambda r: _entry_title(by_id[r]),
             key=f"patients.compare.{title}.{entries[0].study.patient_id}",
         )
-        for column, title, first in zip(st.columns(2), ("Earlier", "Later"), start, strict=True)
+        for column, title, first in zip(st.columns(2), ("First", "Second"), start, strict=True)
     ]
     records = [by_id[i].record for i in chosen]
     _picture(records, user, key=f"patients.pair.{chosen[0]}.{chosen[1]}")
     table = pd.DataFrame(
-        {f"Case {r.id}": [f"{r.probabilities[c]:.1%}" for c in CLASS_NAMES] + [_answer(r)] for r in records},
-        index=[*(class_title(c) for c in CLASS_NAMES), "Answer"],
+        {f"Case {r.id}": [_answer(r), *_probabilities(r)] for r in records},
+        index=["Answer", *(class_title(c) for c in CLASS_NAMES)],
     )
     st.table(table)
 
@@ -276,41 +312,79 @@ def _picture(records: list[Record], user: User, *, key: str) -> None:
                 f"Case {record.id}: {_answer(record)}",
                 spacing_mm=mri_slice.spacing_mm,
                 orientation=mri_slice.orientation,
-                caption=local_time(record.created_at),
+                caption=f"answered {local_time(record.created_at)}",
             )
         )
     canvas(panels, key=key, max_height=360)
 
 
 def _file_cases(patient: Patient, entries: list[TimelineEntry], user: User) -> None:
+    database = state.database()
     with st.expander("File kept cases here", icon=":material/create_new_folder:"):
+        text = st.text_input("Find cases", placeholder="Part of the name", key="patients.file_text")
+        found = find_records(database, user, text=text, limit=_CHOICES)
         here = {entry.record.id for entry in entries}
-        free = {r.id: r for r in find_records(state.database(), user, limit=200).records if r.id not in here}
-        chosen = st.multiselect(
-            "Cases", list(free), format_func=lambda i: f"{i} · {free[i].name} · {_answer(free[i])}", key="patients.file"
-        )
-        title = st.text_input("Study", placeholder="What the visit was", max_chars=200, key="patients.study_title")
-        if st.button("File as one study", disabled=not chosen, icon=":material/create_new_folder:"):
-            records = [free[i] for i in chosen]
-            patients.file_records(state.database(), user, patient.id, records, title=title.strip())
-            del st.session_state["patients.file"]
-            st.rerun()
-
-
-def _details(patient: Patient, user: User) -> None:
-    with st.form(f"patients.edit.{patient.id}"):
-        pseudonym = st.text_input("Id", patient.pseudonym, max_chars=64)
-        name, born, sex = _person_fields(patient)
-        if st.form_submit_button("Save", icon=":material/save:"):
+        free = {r.id: r for r in found.records if r.id not in here}
+        if found.total > _CHOICES:
+            st.caption(f"The newest {_CHOICES} of {found.total:,} are listed; a part of the name finds older ones.")
+        elsewhere = patients.filed_under(database, user, list(free))
+        with st.form(f"patients.file.{patient.id}", border=False, clear_on_submit=True):
+            chosen = st.multiselect("Cases", list(free), format_func=lambda i: _choice(free[i], elsewhere.get(i)))
+            title, day = _study_fields(None)
+            moves = st.checkbox("Take cases away from other patients", help="Kept as an edit of both patients.")
+            if not st.form_submit_button("File as one study", icon=":material/create_new_folder:"):
+                return
+        others = [i for i in chosen if i in elsewhere]
+        if not chosen:
+            st.info("Choose a case first.", icon=":material/info:")
+        elif others and not moves:
+            first = _choice(free[others[0]], elsewhere[others[0]])
+            st.warning(
+                f"Nothing was filed: {plain(first)}. Tick the box to take it from there.", icon=":material/warning:"
+            )
+        else:
             try:
-                patients.edit_patient(
-                    state.database(), user, patient.id, pseudonym=pseudonym.strip(), name=name, birth_date=born, sex=sex
+                patients.file_records(
+                    database, user, patient.id, [free[i] for i in chosen], title=title, study_date=day
                 )
             except BrainMRIError as error:
                 st.error(plain(str(error)), icon=":material/error:")
             else:
                 st.rerun()
-    edits = patients.edits_of(state.database(), user, patient.id)
+
+
+def _choice(record: Record, filed: Patient | None) -> str:
+    now = f" · now under {filed.title}" if filed else ""
+    return f"{record.id} · {record.name} · {_answer(record)}{now}"
+
+
+def _details(patient: Patient, user: User) -> None:
+    database = state.database()
+    edits = patients.edits_of(database, user, patient.id)
+    seen, first = f"patients.seen.{patient.id}", f"patients.person.{patient.id}.id"
+    if first not in st.session_state:  # the fields are drawn anew, with what is there now
+        st.session_state[seen] = patients.newest_edit(edits)
+    with st.form(f"patients.edit.{patient.id}"):
+        pseudonym = st.text_input("Id", patient.pseudonym, max_chars=64, key=first)
+        name, born, sex = _person_fields(patient)
+        if st.form_submit_button("Save", icon=":material/save:"):
+            try:
+                patients.edit_patient(
+                    database,
+                    user,
+                    patient.id,
+                    seen=st.session_state[seen],
+                    pseudonym=pseudonym.strip(),
+                    name=name,
+                    birth_date=born,
+                    sex=sex,
+                )
+            except BrainMRIError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+                st.session_state[seen] = patients.newest_edit(edits)
+            else:
+                st.session_state[seen] = patients.newest_edit(patients.edits_of(database, user, patient.id))
+                st.rerun()
     if edits:
         st.caption("What was changed; nothing that was there is lost")
         rows = [
@@ -359,6 +433,10 @@ def _delete(patient: Patient, user: User) -> None:
 
 def _answer(record: Record) -> str:
     return class_title(record.label) if record.label else record.decision.title()
+
+
+def _probabilities(record: Record) -> list[str]:
+    return ["–" if record.decision == "rejected" else f"{record.probabilities[c]:.1%}" for c in CLASS_NAMES]
 
 
 def _entry_title(entry: TimelineEntry) -> str:

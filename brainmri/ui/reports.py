@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -87,16 +88,15 @@ def show_editor(record: Record, user: User) -> None:
         return
     pictures, words = st.columns([3, 2], gap="large")
     with pictures:
-        methods = st.pills(
+        methods = st.multiselect(
             "Heatmaps in the report",
             [m for m in _QUICK_METHODS if m in METHODS],
-            selection_mode="multi",
             default=["grad-cam"] if record.decision != "rejected" else [],
             format_func=lambda name: METHODS[name].title,
             key=f"reports.methods.{record.id}",
             disabled=record.decision == "rejected",
         )
-        explanations = _explanations(record, mri_slice, tuple(methods or ()))
+        explanations = _explanations(record, mri_slice, tuple(methods))
         shared: dict[str, Any] = {"spacing_mm": mri_slice.spacing_mm, "orientation": mri_slice.orientation}
         panels = [Panel(mri_slice.pixels, "Slice", **shared)]
         panels += [
@@ -104,22 +104,13 @@ def show_editor(record: Record, user: User) -> None:
         ]
         canvas(panels, key=f"reports.canvas.{record.id}", max_height=420)
     with words:
-        answer = class_title(record.label) if record.label else record.decision.title()
-        st.markdown(f"**Network: {answer}**")
-        research_notice()
-        earlier = report.reports_of(database, user, record.id)
-        start = earlier[0] if earlier else None
-        findings = st.text_area(
-            "Findings", start.findings if start else "", height=150, key=f"reports.findings.{record.id}"
-        )
-        impression = st.text_area(
-            "Impression", start.impression if start else "", height=90, key=f"reports.impression.{record.id}"
-        )
+        _show_answer(record, report.series_text(database, user, filed[2]) if filed else "")
+        findings, impression = _words(record, report.reports_of(database, user, record.id))
         if st.button("Issue a draft", icon=":material/draft:", key="reports.draft"):
             _issue(record, user, findings, impression, explanations, mri_slice, final=False)
         if user.role == "radiologist":
-            with st.form("reports.sign", border=True):
-                password = st.text_input("Your password, to sign", type="password", key="reports.password")
+            with st.form(f"reports.sign.{record.id}", border=True, clear_on_submit=True):
+                password = st.text_input("Your password, to sign", type="password")
                 if st.form_submit_button("Sign and issue", type="primary", icon=":material/signature:"):
                     try:
                         accounts.confirm_password(database, user, password)
@@ -132,6 +123,45 @@ def show_editor(record: Record, user: User) -> None:
     _show_issued(record, user)
 
 
+def _show_answer(record: Record, series_text: str) -> None:
+    """What the network says, as the report will print it: whoever signs has seen it."""
+    answer = class_title(record.label) if record.label else record.decision.title()
+    st.markdown(f"**The network says of this slice: {answer}**")
+    if record.decision == "rejected":
+        st.caption("Not recognised as a brain-MRI slice: no class, no probabilities, no maps.")
+    else:
+        chosen = ", ".join(class_title(c).lower() for c in record.prediction_set)
+        said = " · ".join(f"{class_title(c)} {p:.1%}" for c, p in record.probabilities.items())
+        st.caption(f"95 % prediction set: {chosen}. {said}")
+    if series_text:
+        st.caption(f"Series: {series_text}")
+    research_notice()
+
+
+def _words(record: Record, issued: list[report.Report]) -> tuple[str, str]:
+    """Findings and impression, at first those of the newest report; notes which signed report the author has seen."""
+    findings, impression = f"reports.findings.{record.id}", f"reports.impression.{record.id}"
+    start = issued[0] if issued else None
+    if findings not in st.session_state:  # the editor is drawn anew
+        st.session_state[findings] = start.findings if start else ""
+        st.session_state[impression] = start.impression if start else ""
+        st.session_state[f"reports.start.{record.id}"] = (
+            f"Starts from report {start.id} of {start.signature}, {local_time(start.created_at)}" if start else ""
+        )
+        _note_seen(record, issued)
+    if st.session_state[f"reports.start.{record.id}"]:
+        st.caption(plain(st.session_state[f"reports.start.{record.id}"]))
+    return (
+        st.text_area("Findings", height=150, key=findings),
+        st.text_area("Impression", height=90, key=impression),
+    )
+
+
+def _note_seen(record: Record, issued: list[report.Report]) -> None:
+    newest = report.newest_final(issued)
+    st.session_state[f"reports.seen.{record.id}"] = newest.id if newest else 0
+
+
 def show_verify(user: User) -> None:
     """Check a PDF against what was issued."""
     upload = st.file_uploader("A report's PDF", type="pdf", key="reports.verify")
@@ -142,7 +172,11 @@ def show_verify(user: User) -> None:
     except BrainMRIError as error:
         st.error(plain(str(error)[0].upper() + str(error)[1:]) + ".", icon=":material/gpp_bad:")
     else:
-        st.success(plain(verified.text[0].upper() + verified.text[1:]) + ".", icon=":material/verified:")
+        text = plain(verified.text[0].upper() + verified.text[1:]) + "."
+        if verified.current:
+            st.success(text, icon=":material/verified:")
+        else:
+            st.warning(text, icon=":material/history:")
 
 
 def _title(record: Record) -> str:
@@ -204,11 +238,13 @@ def _issue(
             final=final,
             explanations=explanations,
             mri_slice=mri_slice,
+            seen=st.session_state[f"reports.seen.{record.id}"],
         )
     except BrainMRIError as error:
         st.error(plain(str(error)[0].upper() + str(error)[1:]) + ".", icon=":material/error:")
     else:
         st.success(f"Report {issued.id} issued, {'signed' if final else 'a draft'}.", icon=":material/task_alt:")
+    _note_seen(record, report.reports_of(state.database(), user, record.id))  # they are listed below
 
 
 def _show_issued(record: Record, user: User) -> None:
@@ -220,15 +256,20 @@ def _show_issued(record: Record, user: User) -> None:
     title = f"List {counted(len(older), 'older draft')} as well"
     if older and not st.toggle(title, key=f"reports.older.{record.id}"):
         issued = [r for r in issued if r.id not in older]
+    newest = report.newest_final(issued)
     for row in issued:
         left, right = st.columns([4, 1], vertical_alignment="center")
         kind = "signed by" if row.status == "final" else "draft by"
+        replaced = (
+            f", replaced by report {newest.id}" if row.status == "final" and newest and newest.id != row.id else ""
+        )
         left.write(
-            f"**Report {row.id}**, {kind} {plain(row.author)}, {local_time(row.created_at)} · `{row.pdf_sha256[:16]}…`"
+            f"**Report {row.id}**, {kind} {plain(row.signature)}, {local_time(row.created_at)}{replaced} · "
+            f"`{row.pdf_sha256[:16]}…`"
         )
         right.download_button(
             "PDF",
-            report.read_pdf(state.database(), state.settings(), user, row.id),
+            partial(report.read_pdf, state.database(), state.settings(), user, row.id),  # read at the click
             file_name=row.file_name,
             mime="application/pdf",
             icon=":material/download:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -101,3 +102,8 @@ def browser_zone() -> ZoneInfo:
 def local_time(moment: datetime) -> str:
     """A moment in the reader's time zone, to the minute."""
     return moment.astimezone(browser_zone()).strftime("%Y-%m-%d %H:%M")
+
+
+def rows_key(prefix: str, ids: Sequence[int]) -> str:
+    """Key of a table whose rows can be chosen: a choice made on other rows than are there now means nothing."""
+    return f"{prefix}.{hashlib.sha256(repr(list(ids)).encode()).hexdigest()[:16]}"

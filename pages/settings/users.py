@@ -1,10 +1,12 @@
-"""Users: roles, deactivation, one-time passwords, invitations."""
+"""Users: roles, deactivation, one-time passwords, invitations, the log."""
 
 import streamlit as st
 
-from brainmri import accounts
+from brainmri import accounts, events
 from brainmri.errors import AccountError, PermissionDeniedError
 from brainmri.ui import auth, state, theme
+
+LOG_LINES = 25  # on a page
 
 user = state.require_role("admin")
 database = state.database()
@@ -54,7 +56,7 @@ st.dataframe(
     },
 )
 
-change, add, invite = st.tabs(["Change a user", "Add a user", "Invitations"])
+change, add, invite, log = st.tabs(["Change a user", "Add a user", "Invitations", "Log"])
 
 with change:
     # Oneself last: what is chosen at first is another.
@@ -78,7 +80,8 @@ with change:
                 st.error(str(error), icon=":material/error:")
             else:
                 auth.leave_message(
-                    f"One-time password of {username}, shown this once; it must be changed at the next sign-in:",
+                    f"One-time password of {username}, shown this once, good for {accounts.ONE_TIME_DAYS} days; "
+                    "it must be changed at the next sign-in:",
                     password,
                 )
                 st.rerun()
@@ -106,12 +109,15 @@ with add, st.form("add", border=False):
                 email=new_email,
                 role=new_role,
                 password=password,
-                must_change_password=True,
+                one_time=True,
             )
         except AccountError as error:
             st.error(str(error), icon=":material/error:")
         else:
-            auth.leave_message(f"Added {added.username}. One-time password, shown this once:", password)
+            days = accounts.ONE_TIME_DAYS
+            auth.leave_message(
+                f"Added {added.username}. One-time password, shown this once, good for {days} days:", password
+            )
             st.rerun()
 
 with invite:
@@ -129,3 +135,29 @@ with invite:
             if not row.used_by and st.button("Take back", key=f"revoke_{row.id}", icon=":material/undo:"):
                 accounts.revoke_invite(database, user, row.id)
                 st.rerun()
+
+with log:
+    number = st.session_state.get("log_page", 1)
+    page = events.find_events(database, user, limit=LOG_LINES, offset=(number - 1) * LOG_LINES)
+    if page.events:
+        first = (number - 1) * LOG_LINES + 1
+        st.caption(f"{first}–{first + len(page.events) - 1} of {page.total:,}, newest first. Lines are never changed.")
+        st.dataframe(
+            [
+                {
+                    "When": theme.local_time(event.at),
+                    "Who": event.username,
+                    "What": event.what,
+                    "Target": event.target,
+                    "Before": event.before,
+                    "After": event.after,
+                }
+                for event in page.events
+            ],
+            hide_index=True,
+            height="content",
+        )
+    else:
+        st.caption("Nothing was changed yet.")
+    if page.total > LOG_LINES:
+        st.pagination(-(-page.total // LOG_LINES), default=number, key="log_page")
