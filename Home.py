@@ -70,6 +70,7 @@ def _route() -> None:
             visible = False
         pages[section].append(st.Page(shown, **options, url_path=path, visibility="visible" if visible else "hidden"))
     page = st.navigation(pages)
+    st.set_page_config(page_title=f"{page.title} · {auth.PRODUCT}")
     auth.user_menu(user)
     page.run()
 

@@ -412,7 +412,8 @@ def schema() -> pyarrow.Schema:
             ("frame", pa.int32()),
             ("crop_top", pa.int32()),
             ("crop_left", pa.int32()),
-            ("crop_side", pa.int32()),
+            ("crop_side", pa.int32()),  # rows; columns as well where pixels are square
+            ("crop_columns", pa.int32()),
             ("notes", pa.string()),
             ("model_id", pa.string()),
             ("weights_sha256", pa.string()),
@@ -455,6 +456,7 @@ def _row(path: str, number: int, analysis: Analysis) -> dict[str, Any]:
         "crop_top": analysis.transform.top,
         "crop_left": analysis.transform.left,
         "crop_side": analysis.transform.side,
+        "crop_columns": analysis.transform.shape[1],
         "notes": "; ".join(mri_slice.notes) or None,
         "model_id": analysis.model_id,
         "weights_sha256": analysis.weights_sha256,

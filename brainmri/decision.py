@@ -16,7 +16,7 @@ import numpy as np
 
 from brainmri.errors import ModelError
 from brainmri.gate import Gate
-from brainmri.imaging import COLOUR_LIMIT
+from brainmri.imaging import COLOUR_LIMIT, RIVAL_LIMIT
 from brainmri.types import CLASS_NAMES
 
 LEVELS = (0.90, 0.95)
@@ -125,6 +125,7 @@ class DecisionRule:
         feature_maps: np.ndarray,
         inputs: np.ndarray | None = None,
         colour_share: Sequence[float] | None = None,
+        rival_share: Sequence[float] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, tuple[tuple[str, ...], ...], tuple[str, ...]]:
         """Decide for each slice.
 
@@ -137,12 +138,14 @@ class DecisionRule:
             What the network saw, in [0, 1]; the gate needs it.
         colour_share : sequence of float, optional
             Of each slice, in [0, 1]; default: all are grey. A rule without a gate ignores it, as it rejects nothing.
+        rival_share : sequence of float, optional
+            Second largest bright region over the head, of each slice; default: each picture shows one.
 
         Returns
         -------
         probabilities : ndarray of shape (n, n_classes), float32
         ood_score : ndarray of shape (n,), float32
-            The larger of the gate's score and ``colour_share`` over its limit.
+            The largest of the gate's score and ``colour_share`` and ``rival_share`` over their limits.
         prediction_sets : tuple of tuple of str
             95 % conformal sets, likeliest class first.
         decisions : tuple of str
@@ -155,8 +158,9 @@ class DecisionRule:
             raise ModelError("the gate was fitted on network inputs too; pass them to DecisionRule.apply")
         else:
             ood_score = self.gate.score(feature_maps, inputs)
-            if colour_share is not None:
-                ood_score = np.maximum(ood_score, np.asarray(colour_share, np.float32) / np.float32(COLOUR_LIMIT))
+            for share, limit in ((colour_share, COLOUR_LIMIT), (rival_share, RIVAL_LIMIT)):
+                if share is not None:
+                    ood_score = np.maximum(ood_score, np.asarray(share, np.float32) / np.float32(limit))
         sets, decisions = [], []
         for p, members, rejected in zip(
             probabilities, self.prediction_sets(probabilities), ood_score > self.ood_threshold, strict=True

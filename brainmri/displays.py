@@ -9,21 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from brainmri.look import CLASS_COLOURS, DECISION_TITLES
 from brainmri.types import CLASS_TITLES, NO_TUMOR
 
 if TYPE_CHECKING:
     import altair
     from matplotlib.figure import Figure
 
-PALETTE = {
-    "glioma": "#D55E00",
-    "meningioma": "#0072B2",
-    "notumor": "#009E73",
-    "pituitary": "#CC79A7",
-    "tumour against none": "#7F7F7F",
-    "macro": "#E69F00",
-}
-"""Okabe & Ito's colours: told apart by colour-blind readers, on light and on dark."""
+_CURVE_COLOURS = {**CLASS_COLOURS, "tumour against none": "#9AA5B1", "macro": "#B07AA1"}
+_DASHES = {"tumour against none": [6, 3], "macro": [2, 2]}
 
 _MEASURES = {"sensitivity": "#D55E00", "specificity": "#009E73"}
 TRADE_OFF_NEAR = 0.2
@@ -37,7 +31,7 @@ _VALUES = {
     "sequence": {"flair": "FLAIR", "post": "after contrast"},
     "kind": {"chest_xray": "chest X-ray", "head_ct": "head CT", "head_t1": "healthy head, T1", "photo": "photograph",
              "synthetic": "synthetic sample"},
-    "decision": {"class": "a class", "undecided": "undecided", "rejected": "not a brain MRI"},
+    "decision": DECISION_TITLES,
 }  # fmt: skip
 
 
@@ -229,8 +223,8 @@ def plot_roc(metrics: dict[str, Any], *, title: str = "") -> Figure:
     ax = axes[0, 0]
     ax.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1, linestyle=":")
     for (name, legend), part in curve_frame(metrics).groupby(["curve", "legend"], sort=False):
-        style = {"tumour against none": "--", "macro": ":"}.get(name, "-")
-        ax.plot(part["one_minus_specificity"], part["sensitivity"], style, color=PALETTE[name], label=legend)
+        ax.plot(part["one_minus_specificity"], part["sensitivity"], linestyle=_style(name),
+                color=_CURVE_COLOURS[name], label=legend)  # fmt: skip
     _unit_axes(ax, "1 - specificity", "sensitivity")
     return figure
 
@@ -241,10 +235,14 @@ def plot_precision_recall(metrics: dict[str, Any], *, title: str = "") -> Figure
     ax = axes[0, 0]
     frame = curve_frame(metrics).query("curve != 'macro'")
     for (name, legend), part in frame.groupby(["curve", "legend"], sort=False):
-        style = "--" if name == "tumour against none" else "-"
-        ax.plot(part["sensitivity"], part["precision"], style, color=PALETTE[name], label=legend.split(" (")[0])
+        ax.plot(part["sensitivity"], part["precision"], linestyle=_style(name), color=_CURVE_COLOURS[name],
+                label=legend.split(" (")[0])  # fmt: skip
     _unit_axes(ax, "recall", "precision")
     return figure
+
+
+def _style(curve: str):
+    return (0, _DASHES[curve]) if curve in _DASHES else "-"
 
 
 def _unit_axes(ax, x: str, y: str) -> None:
@@ -277,7 +275,7 @@ def plot_operating_point(metrics: dict[str, Any], *, title: str = "") -> Figure:
     fixed = metrics["tumour_vs_none"]["threshold"]
     if fixed is not None:
         ax.axvline(fixed, color="#888888", linewidth=1, linestyle=":", label=f"fixed on validation ({fixed:.3f})")
-    ax.set(xlabel="threshold on 1 - p(no tumour)", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    ax.set(xlabel="threshold on 1 - p(no tumour)", ylabel="share", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     ax.legend(frameon=False, fontsize=8, loc="lower center")
     return figure
 
@@ -368,15 +366,20 @@ def chart_confusion_matrix(metrics: dict[str, Any], *, normalised: bool = False)
     return (cells + text).properties(height=340)
 
 
-def _class_colour(frame: pd.DataFrame, legend_columns: int = 2):
+def _curve_encodings(frame: pd.DataFrame) -> dict[str, Any]:
+    """Colour and dashes of the curves, with one legend for both."""
     import altair as alt
 
     pairs = frame[["curve", "legend"]].drop_duplicates()
-    return alt.Color(
-        "legend:N",
-        scale=alt.Scale(domain=list(pairs["legend"]), range=[PALETTE[c] for c in pairs["curve"]]),
-        legend=alt.Legend(title=None, orient="bottom", columns=legend_columns, labelLimit=260),
-    )
+    names = list(pairs["legend"])
+    # A stroke as long as two dashes, or the legend shows none.
+    legend = alt.Legend(title=None, orient="bottom", columns=1, labelLimit=260, symbolType="stroke", symbolSize=400)
+    dashes = [_DASHES.get(c, [1, 0]) for c in pairs["curve"]]
+    colours = [_CURVE_COLOURS[c] for c in pairs["curve"]]
+    return {
+        "color": alt.Color("legend:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
+        "strokeDash": alt.StrokeDash("legend:N", scale=alt.Scale(domain=names, range=dashes), legend=legend),
+    }
 
 
 def _diagonal(x: str, y: str):
@@ -400,11 +403,8 @@ def chart_roc(metrics: dict[str, Any]) -> altair.Chart:
         .encode(
             x=alt.X("one_minus_specificity:Q", title="1 - specificity", scale=alt.Scale(domain=[0, 1])),
             y=alt.Y("sensitivity:Q", title="sensitivity", scale=alt.Scale(domain=[0, 1])),
-            color=_class_colour(frame, 1),
+            **_curve_encodings(frame),
             order="step:Q",
-            strokeDash=alt.condition(
-                "datum.threshold > -1 && datum.curve != 'tumour against none'", alt.value([1, 0]), alt.value([6, 3])
-            ),
             detail="curve:N",
             tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "specificity"))],
         )
@@ -424,7 +424,7 @@ def chart_precision_recall(metrics: dict[str, Any]) -> altair.Chart:
         .encode(
             x=alt.X("sensitivity:Q", title="recall", scale=alt.Scale(domain=[0, 1])),
             y=alt.Y("precision:Q", scale=alt.Scale(domain=[0, 1])),
-            color=_class_colour(frame, 1),
+            **_curve_encodings(frame),
             order="step:Q",
             detail="curve:N",
             tooltip=["legend", *(alt.Tooltip(f, format=".3f") for f in ("threshold", "sensitivity", "precision"))],
@@ -465,7 +465,7 @@ def chart_operating_point(metrics: dict[str, Any], threshold: float) -> altair.C
         .mark_line()
         .encode(
             x=alt.X("threshold:Q", title="threshold on 1 - p(no tumour)", scale=alt.Scale(domain=[0, 1])),
-            y=alt.Y("value:Q", title=None, scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("value:Q", title="share", scale=alt.Scale(domain=[0, 1])),
             color=alt.Color(
                 "measure:N",
                 scale=alt.Scale(domain=list(_MEASURES), range=list(_MEASURES.values())),
@@ -487,10 +487,10 @@ def chart_robustness(metrics: dict[str, Any]) -> dict[str, altair.Chart]:
         base = alt.Chart(part).encode(x=alt.X("severity:Q", title=f"{name} · n = {part['n'].max():,}"))
         y = alt.Scale(domain=[0, 1])
         band = base.mark_area(opacity=0.15, color="#0072B2").encode(
-            y=alt.Y("low:Q", title=None, scale=y), y2=alt.Y2("high:Q", title=None)
+            y=alt.Y("low:Q", title="accuracy", scale=y), y2=alt.Y2("high:Q", title=None)
         )
         line = base.mark_line(point=True, color="#0072B2").encode(
-            y=alt.Y("accuracy:Q", title=None, scale=y),
+            y=alt.Y("accuracy:Q", title="accuracy", scale=y),
             tooltip=[
                 "severity",
                 "n",

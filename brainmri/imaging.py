@@ -18,6 +18,8 @@ from brainmri.types import CropTransform, MRISlice
 NETWORK_SIZE = 128
 ACCEPTED_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 MIN_SIDE = 16
+LONGEST = 20
+"""A side over the other; preprocessing squares a picture, and a line of many megapixels would fill the memory."""
 COLOUR_DIFFERENCE = 24
 """A pixel is coloured where its channels lie further apart, of 255. A grey JPEG's chroma is off by half a quantiser
 step at most: some 16 levels at quality 10, two or three at usual ones."""
@@ -25,6 +27,13 @@ COLOUR_LIMIT = 0.1
 """Largest share of coloured pixels in a picture that may be a brain MRI; a label, a scale bar or an outline fits in."""
 COLOUR_NOTE = "the picture is in colour"
 """How the note begins that a slice over `COLOUR_LIMIT` carries."""
+RIVAL_LIMIT = 0.25
+"""Largest area, as a share of the head's, of a second bright region in a picture of one slice. Of 8,290 training slices
+13 are over it, tips of temporal or occipital lobes, of sheets of 2 to 16 of them 96 % (`scripts/sheets.py`)."""
+SEVERAL_NOTE = "the picture holds several regions of like size"
+"""How the note begins that a slice over `RIVAL_LIMIT` carries."""
+SQUARE_WITHIN = 1.02
+"""Pixels whose sides differ by no more than this factor count as square: over a head it is under two of 128 pixels."""
 _BLOCK = 4_000_000
 _CROSS = ndimage.generate_binary_structure(2, 1)
 _ACCEPTED = "accepted: PNG, JPEG, TIFF, BMP, GIF, WebP and DICOM"
@@ -48,7 +57,7 @@ def decode_image(
     Raises
     ------
     InvalidImageError
-        Empty, too large, truncated, too many pixels, too small, or no image at all.
+        Empty, too large, truncated, too many pixels, too small, too long, or no image at all.
     """
     name = name.replace("\\", "/").rsplit("/", 1)[-1] or "image"
     if not content:
@@ -69,6 +78,8 @@ def decode_image(
             )
         if min(width, height) < MIN_SIDE:
             raise InvalidImageError(f"{name}: {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
+        if max(width, height) > LONGEST * min(width, height):
+            raise InvalidImageError(f"{name}: {width} x {height} pixels, one side is over {LONGEST} times the other")
         source_format = str(image.format)
         if (frames := getattr(image, "n_frames", 1)) > 1:
             notes.append(f"first of {frames} frames")
@@ -85,7 +96,7 @@ def decode_image(
     except UnidentifiedImageError as error:
         raise InvalidImageError(f"{name}: not an image that can be read; {_ACCEPTED}") from error
     except Exception as error:  # a damaged file makes Pillow raise whatever its format's reader comes across
-        raise InvalidImageError(f"{name}: the image is damaged or cut short ({error}); {_ACCEPTED}") from error
+        raise InvalidImageError(f"{name}: the image is damaged or cut short; {_ACCEPTED}") from error
     pixels.setflags(write=False)
     sha256 = hashlib.sha256(content).hexdigest()
     return MRISlice(pixels, name, sha256, source_format, notes=(*notes, *colour_notes(share)), colour_share=share)
@@ -120,10 +131,20 @@ def colour_notes(share: float) -> tuple[str, ...]:
     return (f"{COLOUR_NOTE} ({share:.0%} of its pixels)",) if share > COLOUR_LIMIT else ()
 
 
-def colour_reason(notes: Iterable[str]) -> str | None:
-    """The sentence, without its full stop, why a slice with these notes is turned away for its colour."""
-    found = next((note for note in notes if note.startswith(COLOUR_NOTE)), None)
-    return found and f"{found[0].upper()}{found[1:]}, and brain MRI is grey"
+def several_notes(transform: CropTransform) -> tuple[str, ...]:
+    """The note for the reader of a picture that looks like several slices on one sheet; none for any other."""
+    if transform.rival <= 100 * RIVAL_LIMIT:
+        return ()
+    return (f"{SEVERAL_NOTE} (the second has {transform.rival} % of the first)",)
+
+
+def picture_reason(notes: Iterable[str]) -> str | None:
+    """The sentence, without its full stop, why a slice with these notes is turned away whatever the network sees."""
+    for note in notes:
+        for begins, ends in ((COLOUR_NOTE, "and brain MRI is grey"), (SEVERAL_NOTE, "like a sheet of several slices")):
+            if note.startswith(begins):
+                return f"{note[0].upper()}{note[1:]}, {ends}"
+    return None
 
 
 def stretch_to_uint8(values: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
@@ -143,11 +164,21 @@ def stretch_to_uint8(values: np.ndarray, low: float | None = None, high: float |
     return stretched
 
 
-def preprocess(pixels: np.ndarray, size: int = NETWORK_SIZE) -> tuple[np.ndarray, CropTransform]:
+def pixel_aspect(spacing_mm: tuple[float, float] | None) -> float:
+    """Width of a pixel over its height, from (row, column) spacing; 1 where that is unknown or nearly 1."""
+    if spacing_mm is None or max(spacing_mm) <= SQUARE_WITHIN * min(spacing_mm):
+        return 1.0
+    return spacing_mm[1] / spacing_mm[0]
+
+
+def preprocess(
+    pixels: np.ndarray, size: int = NETWORK_SIZE, *, spacing_mm: tuple[float, float] | None = None
+) -> tuple[np.ndarray, CropTransform]:
     """Make the network's view of a slice: crop to the head, pad to a square, resize, stretch to [0, 1].
 
     The crop takes margins, white borders, scale bars and text at the rim out of the picture, so that a head fills
-    the frame whatever the scanner's field of view; the stretch takes brightness and contrast settings out.
+    the frame whatever the scanner's field of view; the stretch takes brightness and contrast settings out. Resizing
+    gives a head its proportions where pixels are not square.
 
     Parameters
     ----------
@@ -155,13 +186,15 @@ def preprocess(pixels: np.ndarray, size: int = NETWORK_SIZE) -> tuple[np.ndarray
         Grey display intensities. Not modified.
     size : int
         Side of the result in pixels.
+    spacing_mm : (row, column), optional
+        Distance between pixel centres, millimetres; default: pixels are square.
 
     Returns
     -------
     network_input : ndarray of shape (size, size), float32
         In [0, 1]; the 1st and 99.5th percentile of the head become 0 and 1.
     transform : CropTransform
-        Where that square lies in ``pixels``.
+        Where that lies in ``pixels``.
 
     Raises
     ------
@@ -173,12 +206,16 @@ def preprocess(pixels: np.ndarray, size: int = NETWORK_SIZE) -> tuple[np.ndarray
         raise InvalidImageError(f"expected a uint8 array of shape (height, width), got {came}")
     if min(pixels.shape) < MIN_SIDE:
         raise InvalidImageError(f"expected at least {MIN_SIDE} x {MIN_SIDE} pixels, got {pixels.shape}")
-    top, left, bottom, right = head_box(pixels)
+    aspect = pixel_aspect(spacing_mm)
+    (top, left, bottom, right), rival = _find_head(pixels, aspect)
     height, width = bottom - top, right - left
-    side = max(height, width)
-    transform = CropTransform(top - (side - height) // 2, left - (side - width) // 2, side, size)
-    # Only what lies in the box is shown: the square's padding is black even where the original holds text there.
-    square = np.zeros((side, side), np.uint8)
+    rows = max(height, round(width * aspect))
+    columns = max(width, round(height / aspect))
+    transform = CropTransform(
+        top - (rows - height) // 2, left - (columns - width) // 2, rows, size, 0 if aspect == 1 else columns, rival
+    )
+    # Only what lies in the box is shown: the crop's padding is black even where the original holds text there.
+    square = np.zeros((rows, columns), np.uint8)
     row, column = top - transform.top, left - transform.left
     square[row : row + height, column : column + width] = pixels[top:bottom, left:right]
     # Resampling.BOX would alias where the factor is near 1, so: antialiased linear.
@@ -197,14 +234,21 @@ def preprocess(pixels: np.ndarray, size: int = NETWORK_SIZE) -> tuple[np.ndarray
     return np.clip(stretched, 0, 1, out=stretched), transform
 
 
-def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
+def head_box(pixels: np.ndarray, aspect: float = 1.0) -> tuple[int, int, int, int]:
     """Find the head: bounding box (top, left, bottom, right; ends exclusive) of the largest bright region.
 
-    The whole image where no region stands out. Works on a copy of at most 128 pixels a side.
+    The whole image where no region stands out. Works on a copy of at most 128 pixels a side, which are square where
+    ``aspect`` is the original's (see `pixel_aspect`).
     """
+    return _find_head(pixels, aspect)[0]
+
+
+def _find_head(pixels: np.ndarray, aspect: float) -> tuple[tuple[int, int, int, int], int]:
+    """`head_box`, and the area of the next largest region in percent of the head's."""
     height, width = pixels.shape
-    factor = max(1.0, max(height, width) / 128)
-    shape = (max(8, round(height / factor)), max(8, round(width / factor)))
+    tall, wide = height * max(1.0, 1 / aspect), width * max(1.0, aspect)
+    factor = max(1.0, max(tall, wide) / 128)
+    shape = (max(8, round(tall / factor)), max(8, round(wide / factor)))
     small = np.asarray(_shrink(pixels, factor, shape), np.float32)
     rim_top, rim_left, rim_bottom, rim_right = _strip_bright_border(small)
     inner = small[rim_top:rim_bottom, rim_left:rim_right]
@@ -213,9 +257,12 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     threshold = max(6.0, float(_percentile(np.sort(smooth, axis=None), 2)) + 0.35 * _otsu(smooth))
     mask = _open(smooth > threshold)
     labels, count = ndimage.label(mask, _CROSS)
-    box = (0, 0, *inner.shape)
+    box, rival = (0, 0, *inner.shape), 0
     if count:
-        largest = 1 if count == 1 else int(np.bincount(labels.ravel())[1:].argmax()) + 1
+        areas = np.bincount(labels.ravel())[1:]
+        largest = int(areas.argmax()) + 1
+        if count > 1:
+            rival = int(100 * np.partition(areas, -2)[-2] // areas.max())
         region = labels == largest
         rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
         found = (rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0])
@@ -225,7 +272,7 @@ def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     left = max(0, rim_left + max(box[1], 0)) * width / shape[1]
     bottom = (rim_top + min(box[2], inner.shape[0])) * height / shape[0]
     right = (rim_left + min(box[3], inner.shape[1])) * width / shape[1]
-    return int(top), int(left), min(height, int(np.ceil(bottom))), min(width, int(np.ceil(right)))
+    return (int(top), int(left), min(height, int(np.ceil(bottom))), min(width, int(np.ceil(right)))), rival
 
 
 def _strip_bright_border(small: np.ndarray) -> tuple[int, int, int, int]:
@@ -252,7 +299,7 @@ def _is_border(line: np.ndarray) -> bool:
 def _shrink(pixels: np.ndarray, factor: float, shape: tuple[int, int]) -> Image.Image:
     """``Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX)``; quicker for factors 2, 4 and 8."""
     image = Image.fromarray(pixels)
-    if factor in (2, 4, 8) and pixels.shape[0] % factor == pixels.shape[1] % factor == 0:
+    if factor in (2, 4, 8) and (shape[0] * factor, shape[1] * factor) == pixels.shape:
         # Columns, then rows, as resizing does it: what is rounded in between makes the values the same.
         return image.reduce((int(factor), 1)).reduce((1, int(factor)))
     return image.resize(shape[::-1], Image.Resampling.BOX)

@@ -260,7 +260,13 @@ class Classifier:
         self.rule = rule
         self.fallback_reason = fallback_reason
 
-    def predict(self, images: Sequence[np.ndarray], colour_share: Sequence[float] | None = None) -> Prediction:
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        colour_share: Sequence[float] | None = None,
+        spacing_mm: Sequence[tuple[float, float] | None] | None = None,
+        sheets: Sequence[bool] | None = None,
+    ) -> Prediction:
         """Classify slices.
 
         Parameters
@@ -269,6 +275,10 @@ class Classifier:
             Grey display intensities; sizes may differ. Not modified.
         colour_share : sequence of float, optional
             `MRISlice.colour_share` of each; default: all are grey.
+        spacing_mm : sequence of (row, column) or None, optional
+            `MRISlice.spacing_mm` of each; default: all pixels are square.
+        sheets : sequence of bool, optional
+            Whether each may hold several slices (`MRISlice.may_be_sheet`); default: all may.
 
         Raises
         ------
@@ -278,10 +288,13 @@ class Classifier:
         start = time.perf_counter()
         if not len(images):
             raise InvalidImageError("expected at least one slice, got none")
-        inputs, transforms = zip(*(preprocess(image) for image in images), strict=True)
+        spacing_mm = spacing_mm or [None] * len(images)
+        views = (preprocess(image, spacing_mm=mm) for image, mm in zip(images, spacing_mm, strict=True))
+        inputs, transforms = zip(*views, strict=True)
         stacked = np.stack(inputs)
         logits, feature_maps = self.forward(stacked)
-        probabilities, ood_score, sets, decisions = self.rule.apply(logits, feature_maps, stacked, colour_share)
+        rivals = [t.rival / 100 * may_be for t, may_be in zip(transforms, sheets or [True] * len(images), strict=True)]
+        probabilities, ood_score, sets, decisions = self.rule.apply(logits, feature_maps, stacked, colour_share, rivals)
         return Prediction(
             logits=logits,
             probabilities=probabilities,

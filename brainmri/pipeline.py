@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainmri.config import Settings
-from brainmri.imaging import decode_image
+from brainmri.imaging import decode_image, several_notes
 from brainmri.inference import Classifier
 from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 
@@ -35,12 +35,19 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
     """
     if not slices:
         return []
-    prediction = classifier.predict([s.pixels for s in slices], [s.colour_share for s in slices])
+    prediction = classifier.predict(
+        [s.pixels for s in slices],
+        [s.colour_share for s in slices],
+        [s.spacing_mm for s in slices],
+        [s.may_be_sheet for s in slices],
+    )
     classifier.require_numbers(prediction.logits, [s.name for s in slices])
     results = []
     for i, mri_slice in enumerate(slices):
         probabilities = {name: float(p) for name, p in zip(CLASS_NAMES, prediction.probabilities[i], strict=True)}
-        decision = prediction.decisions[i]
+        decision, transform = prediction.decisions[i], prediction.transforms[i]
+        if mri_slice.may_be_sheet and not set(several_notes(transform)) <= set(mri_slice.notes):
+            mri_slice = replace(mri_slice, notes=(*mri_slice.notes, *several_notes(transform)))
         results.append(
             Analysis(
                 slice=mri_slice,
@@ -50,7 +57,7 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
                 probabilities=probabilities,
                 ood_score=float(prediction.ood_score[i]),
                 ood_threshold=prediction.ood_threshold,
-                transform=prediction.transforms[i],
+                transform=transform,
                 network_input=prediction.inputs[i],
                 feature_maps=prediction.feature_maps[i],
                 logits=prediction.logits[i],

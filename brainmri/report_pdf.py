@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brainmri import __version__
-from brainmri.imaging import colour_reason
+from brainmri.imaging import picture_reason
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Explanation, MRISlice
 
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ def _draw_answer(page: _Page, content: Content) -> None:
     page.down(17)
     chosen = ", ".join(CLASS_TITLES.get(c, c).lower() for c in record.prediction_set) or "no class"
     if record.decision == "rejected":
-        reason = colour_reason(record.notes) or (
+        reason = picture_reason(record.notes) or (
             f"Not like the brain-MRI slices it was trained on (distance {record.ood_score:.3g}, limit "
             f"{record.ood_threshold:.3g})"
         )

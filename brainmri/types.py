@@ -22,22 +22,33 @@ CLASS_TITLES = {
 
 @dataclass(frozen=True)
 class CropTransform:
-    """Square crop of the original image that became the network's input.
+    """Crop of the original image, square in millimetres, that became the network's input.
 
     Attributes
     ----------
     top, left : int
-        First row and column of the square in original pixels; negative where the square reaches past the image.
+        First row and column of the crop in original pixels; negative where the crop reaches past the image.
     side : int
-        Side of the square in original pixels.
+        Rows of the crop in original pixels, and its columns where pixels are square.
     network_size : int
         Side of the network's input in pixels.
+    columns : int
+        Columns of the crop where pixels are not square; 0 where they are.
+    rival : int
+        Area of the second largest bright region, percent of the head's; see `imaging.several_notes`.
     """
 
     top: int
     left: int
     side: int
     network_size: int
+    columns: int = 0
+    rival: int = field(default=0, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the crop in original pixels."""
+        return self.side, self.columns or self.side
 
     def to_original(self, grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Draw a map given on the network's field of view in the original image's coordinates.
@@ -57,12 +68,10 @@ class CropTransform:
         from PIL import Image
 
         resized = np.asarray(
-            Image.fromarray(np.asarray(grid, np.float32)).resize((self.side, self.side), Image.Resampling.BILINEAR)
+            Image.fromarray(np.asarray(grid, np.float32)).resize(self.shape[::-1], Image.Resampling.BILINEAR)
         )
-        height, width = shape
         canvas = np.zeros(shape, np.float32)
-        top, left = max(self.top, 0), max(self.left, 0)
-        bottom, right = min(self.top + self.side, height), min(self.left + self.side, width)
+        top, left, bottom, right = self._inside(shape)
         canvas[top:bottom, left:right] = resized[
             top - self.top : bottom - self.top, left - self.left : right - self.left
         ]
@@ -73,15 +82,23 @@ class CropTransform:
 
         Returns
         -------
-        ndarray of shape (side, side), dtype of ``image``
-            Zero where the square reaches past the image.
+        ndarray of shape ``shape``, dtype of ``image``
+            Zero where the crop reaches past the image.
         """
-        height, width = image.shape
-        canvas = np.zeros((self.side, self.side), image.dtype)
-        top, left = max(self.top, 0), max(self.left, 0)
-        bottom, right = min(self.top + self.side, height), min(self.left + self.side, width)
+        canvas = np.zeros(self.shape, image.dtype)
+        top, left, bottom, right = self._inside(image.shape)
         canvas[top - self.top : bottom - self.top, left - self.left : right - self.left] = image[top:bottom, left:right]
         return canvas
+
+    def _inside(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """The part of the crop that lies in an image: top, left, bottom, right; ends exclusive."""
+        (rows, columns), (height, width) = self.shape, shape
+        return (
+            max(self.top, 0),
+            max(self.left, 0),
+            min(self.top + rows, height),
+            min(self.left + columns, width),
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,11 @@ class MRISlice:
     notes: tuple[str, ...] = ()
     colour_share: float = 0.0
     content: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def may_be_sheet(self) -> bool:
+        """Whether the picture may hold several slices; one of a DICOM series is what it says."""
+        return self.source_format != "DICOM"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def interval(value: float | None, bounds: list[float] | None = None) -> str:
 
 def gate_table(strange: dict[str, Any], clean: dict[str, Any]) -> str:
     """Rejected share of each kind of picture, and what the learned gate alone does."""
-    lines = ["| Pictures | n | In colour | Rejected | Colour ignored |", "|---|---|---|---|---|"]
+    lines = ["| Pictures | n | In colour | Rejected | Grey only |", "|---|---|---|---|---|"]
     for kind, row in strange.get("kinds", {}).items():
         alone = interval(row.get("rejected_share_colour_ignored"))
         lines.append(f"| {kind} | {row['n']} | {row.get('n_in_colour', '–')} | {row['rejected_share']:.3f} | {alone} |")
@@ -330,6 +330,11 @@ def fill_card(card: ModelCard, directory: Path) -> None:
         metrics[split] = {c: flat[c] for c in ("n", *COLUMNS) if isinstance(flat.get(c), int | float)}
         if isinstance(flat.get("roc_auc"), dict) and isinstance(flat["roc_auc"].get("macro"), float):
             metrics[split]["roc_auc"] = flat["roc_auc"]["macro"]
+        called = flat["tumour_vs_none"]["called"]
+        metrics[split] |= {k: called[k] for k in ("sensitivity", "specificity") if isinstance(called[k], float)}
+        seen = {r["value"]: r["n"] for r in flat.get("subgroups") or [] if r["column"] == "seen_in_training"}
+        if seen.get("yes"):
+            metrics[split]["seen_in_training"] = round(seen["yes"] / sum(seen.values()), 6)
     if metrics:
         write_card(card.model_copy(update={"metrics": metrics}), directory)
 

@@ -91,6 +91,17 @@ def test_colour_is_in_the_results(tmp_path, settings):
     assert row["notes"] == "the picture is in colour (25% of its pixels)"
 
 
+def test_the_crop_is_in_the_results(tmp_path, settings):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.dcm").write_bytes(dicom(PixelSpacing=[0.5, 1.0]))
+    (tmp_path / "in" / "b.dcm").write_bytes(dicom(PixelSpacing=[0.5, 0.5]))
+    output = tmp_path / "results.parquet"
+    run_archive(make_job(tmp_path / "in", output, settings, workers=1), workers=1)
+    long, square = pd.read_parquet(output).sort_values("path").to_dict("records")
+    assert long["crop_side"] == 2 * long["crop_columns"]
+    assert square["crop_side"] == square["crop_columns"]
+
+
 def test_killed_and_resumed(images, tmp_path, settings):
     """kill -9 of the whole job, twice, then once more to the end: nothing lost, nothing doubled, nothing done twice."""
     output = tmp_path / "results"

@@ -147,6 +147,35 @@ MACHADO = {
 }
 
 
+def _pixels(page, selector: str) -> np.ndarray:
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    values = page.locator(selector).first.evaluate(
+        """c => [c.width, ...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]"""
+    )
+    return np.array(values[1:]).reshape(-1, values[0], 4)
+
+
+def test_what_the_threshold_hides_is_hatched_in_a_grey_for_both_themes(show):
+    bar = _pixels(show([_map(0)]), ".bar canvas")
+    hidden = bar[:, : int(0.2 * 255)]
+    solid = hidden[hidden[..., 3] == 255]
+    assert len(solid) > 100
+    assert (np.abs(solid[:, :3].astype(int) - (138, 148, 154)) <= 2).all()
+    assert (bar[:, 60:, 3] == 255).all()
+
+
+def test_a_frame_is_drawn_where_it_lies_in_the_image(show):
+    image = np.zeros((40, 30), np.uint8)
+    teal = [tuple(p) for p in _pixels(show([Panel(image)], anew=True), ".view").reshape(-1, 4) if p[1] > 90]
+    assert not teal
+    view = _pixels(show([Panel(image, frame=(10, -5, 100, 20))], anew=True), ".view")  # past the left and the bottom
+    rows, columns = np.nonzero(view[..., 1] > 90)
+    height = len(view)
+    assert rows.min() / height == pytest.approx(10 / 40, abs=0.02)
+    assert rows.max() / height == pytest.approx(1, abs=0.02)
+    assert columns.max() - columns.min() == pytest.approx(15 / 30 * height * 30 / 40, rel=0.05)
+
+
 @pytest.mark.parametrize("vision", MACHADO)
 @pytest.mark.parametrize("name", COLOUR_MAPS)
 def test_colour_maps_rise_in_lightness_for_every_kind_of_colour_vision(name, vision):

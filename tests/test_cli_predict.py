@@ -19,7 +19,7 @@ from brainmri.cli import app, predict
 from brainmri.types import CLASS_NAMES
 
 KEYS = ["path", "label", "probabilities", "model_id", "elapsed_ms", "decision", "prediction_set", "ood_score",
-        "colour_share"]  # fmt: skip
+        "colour_share", "notes"]  # fmt: skip
 
 
 @pytest.fixture
@@ -167,8 +167,8 @@ def test_a_folder_too_large_for_one_upload_is_read_folder_by_folder(app_settings
 
 
 def test_a_folder_with_nothing_usable_says_why(app_settings, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.dcm").write_bytes(dicom(Modality="CT", SOPInstanceUID=f"1.{ord(name)}"))
+    for name, content in stack(2, Modality="CT").items():
+        (tmp_path / name).write_bytes(content)
     done = run(tmp_path, "--json")
     assert done.exit_code == 1
     (row,) = [row for row in json.loads(done.stdout) if row["path"] == str(tmp_path)]

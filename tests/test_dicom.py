@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -32,6 +33,10 @@ def settings(tmp_path_factory):
 
 def frame_of(content: bytes, settings, **options):
     return read_series(content, "x.dcm", settings, **options).series[0].frames[0]
+
+
+def without_deidentification(settings):
+    return settings.model_copy(update={"dicom": settings.dicom.model_copy(update={"deidentify": False})})
 
 
 def test_values_grid_spacing_and_letters(settings):
@@ -70,24 +75,56 @@ def test_window_is_that_of_the_standard(settings, function, photometric):
         np.testing.assert_allclose(frame.shown(window), expected, atol=1.01)
 
 
-def test_voi_lut_signed_and_modality_lut(settings):
+def lookup_table(n: int, first: int, **tags) -> Sequence:
+    """A rising table of 16 bits for n values from the first."""
     item = Dataset()
-    item.LUTDescriptor = [1400, 100, 16]
-    item.LUTData = list(np.linspace(0, 65535, 1400).astype(int))
-    ds = dataset(picture().astype(np.uint16), VOILUTSequence=Sequence([item]))
-    ds["VOILUTSequence"][0]["LUTDescriptor"].VR = "US"
-    ds["VOILUTSequence"][0]["LUTData"].VR = "US"
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [n, first, 16])
+    item.add_new("LUTData", "US", np.linspace(0, 65535, n).astype(int).tolist())
+    for keyword, value in tags.items():
+        setattr(item, keyword, value)
+    return Sequence([item])
+
+
+def test_voi_lut(settings):
+    ds = dataset(picture(), VOILUTSequence=lookup_table(1400, 100))
     frame = frame_of(to_bytes(ds), settings)
     expected = apply_voi_lut(ds.pixel_array, ds) / 65535 * 255
     np.testing.assert_allclose(frame.slice.pixels, expected, atol=1.01)
+
+
+@pytest.mark.parametrize("vr", ["SS", "US"])
+def test_voi_lut_of_signed_values(settings, vr):
+    """The first value mapped is below zero; some writers put it into an unsigned field all the same."""
     signed = picture().astype(np.int16) - 700
     np.testing.assert_array_equal(frame_of(dicom(signed), settings).values, signed)
+    ds = dataset(signed, VOILUTSequence=lookup_table(1400, -600))
+    expected = np.interp(signed, [-600, 799], [0, 255])
+    if vr == "US":
+        ds.VOILUTSequence[0].add_new("LUTDescriptor", "US", [1400, 65536 - 600, 16])
+    frame = frame_of(to_bytes(ds), settings)
+    assert (frame.windows[0].function, frame.windows[0].first_mapped) == ("LUT", -600)
+    np.testing.assert_allclose(frame.slice.pixels, expected, atol=1.01)
+
+
+def test_modality_lut(settings):
+    ds = dataset(picture(), ModalityLUTSequence=lookup_table(1400, 50, ModalityLUTType="US"))
+    frame = frame_of(to_bytes(ds), settings)
+    np.testing.assert_array_equal(frame.values, apply_modality_lut(ds.pixel_array, ds))
+    assert frame.values.max() > 2 * picture().max()
+
+
+def test_signed_bits_above_the_pixels_are_their_sign(settings):
+    values = (picture() & 0x07FF).astype(np.int16) - 700
+    content = dicom((values.astype(np.uint16) & 0x0FFF) | 0x5000, BitsStored=12, HighBit=11, PixelRepresentation=1)
+    for chosen in (settings, without_deidentification(settings)):
+        np.testing.assert_array_equal(frame_of(content, chosen).values, values)
 
 
 def test_twelve_bits_ignore_what_lies_above(settings):
     values = picture() & 0x0FFF
-    frame = frame_of(dicom(values, BitsStored=12, HighBit=11), settings)
-    np.testing.assert_array_equal(frame.values, values)
+    content = dicom(values | 0x8000, BitsStored=12, HighBit=11)
+    for chosen in (settings, without_deidentification(settings)):
+        np.testing.assert_array_equal(frame_of(content, chosen).values, values)
 
 
 def test_padding_does_not_spoil_the_window(settings):
@@ -139,6 +176,40 @@ def test_letters_follow_the_cosines_and_nothing_is_mirrored(settings, cosines, l
     assert any(n.startswith("oblique") for n in frame.slice.notes) == (0.8 in cosines)
 
 
+@pytest.mark.parametrize("degrees", [0, 15, 40, 44.9, 45, 45.1, 60])
+def test_letters_of_a_picture_turned_in_its_plane_name_four_sides(settings, degrees):
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    frame = frame_of(dicom(ImageOrientationPatient=[float(v) for v in (c, s, 0, -s, c, 0)]), settings)
+    assert set(frame.slice.orientation) == set("RLAP")
+    assert frame.slice.orientation == (("R", "L", "A", "P") if degrees <= 45 else ("A", "P", "L", "R"))
+    turned = [n for n in frame.slice.notes if n.startswith("turned in its plane")]
+    assert bool(turned) == (degrees > 20)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "top"),
+    [
+        ([1, 0, 0, 0, 1, 0], None),
+        ([1, 0, 0, 0, -1, 0], "P is at the top, not A"),
+        ([0, 1, 0, -1, 0, 0], "L is at the top, not A"),
+        ([1, 0, 0, 0, 0, 1], "I is at the top, not S"),
+        ([0, 1, 0, 0, 0, -1], None),
+    ],
+)
+def test_an_unusual_top_is_said(settings, cosines, top):
+    notes = frame_of(dicom(ImageOrientationPatient=cosines), settings).slice.notes
+    assert [n[: len(top or "")] for n in notes if "is at the top" in n] == ([top] if top else [])
+
+
+def test_the_size_of_a_pixel_that_cannot_be_is_not_used(settings):
+    mri_slice = frame_of(dicom(PixelSpacing=[0.1, 15]), settings).slice
+    assert mri_slice.spacing_mm is None
+    assert any("not credible" in note for note in mri_slice.notes)
+    assert any(
+        "not square (0.50 x 0.75 mm)" in n for n in frame_of(dicom(PixelSpacing=[0.5, 0.75]), settings).slice.notes
+    )
+
+
 @pytest.mark.parametrize("cosines", [None, [1, 0, 0, 1, 0, 0], [0] * 6])
 def test_orientation_that_means_nothing_gives_no_letters(settings, cosines):
     frame = frame_of(dicom(ImageOrientationPatient=cosines), settings)
@@ -158,12 +229,36 @@ def test_enhanced_multi_frame(settings):
     np.testing.assert_array_equal(series.frames[0].values, picture(2) * 2.0 - 2)
 
 
+ALONE = {
+    "localiser": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+    "diffusion": {"DiffusionBValue": 1000.0},
+    "diffusion-weighted": {"ImageType": ["DERIVED", "PRIMARY", "ADC"]},
+}
+
+
+@pytest.mark.parametrize("reason", ALONE)
+def test_what_a_folder_would_set_aside_is_refused_alone_as_well(settings, reason):
+    content = dicom(**ALONE[reason])
+    with pytest.raises(InvalidDicomError, match=rf"x\.dcm: set aside: {reason}.*insist"):
+        read_slices(content, "x.dcm", settings)
+    assert len(read_slices(content, "x.dcm", settings, insist=True)) == 1
+    derived = read_slices(dicom(ImageType=["DERIVED", "PRIMARY", "MPR"]), "x.dcm", settings)[0]
+    assert any("nothing else" in note for note in derived.notes)
+
+
+def test_an_unknown_transfer_syntax_is_named(settings):
+    content = dicom().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.113619.5.2\0\0")
+    with pytest.raises(InvalidDicomError, match=r"unknown transfer syntax 1\.2\.840\.113619\.5\.2; expected"):
+        read_slices(content, "x.dcm", settings)
+
+
 REFUSALS = {
     "CT": ({"Modality": "CT"}, r"CT \(computed tomography\), not MR"),
     "CR": ({"Modality": "CR"}, "CR .*not MR"),
     "no modality": ({"Modality": None}, "unknown modality"),
     "burned in": ({"BurnedInAnnotation": "YES"}, "burned into the picture"),
     "small": ({"Rows": 3, "Columns": 3}, "at least 16 x 16"),
+    "long": ({"Rows": 16, "Columns": 400}, "one side is over 20 times the other"),
     "huge": ({"Rows": 65535, "Columns": 65535}, "the limit is"),
     "frames": ({"NumberOfFrames": 100_000}, "frames, the limit is"),
     "short": ({"Rows": 200}, "cut short"),
@@ -234,6 +329,51 @@ def test_a_deflated_bomb(settings):
     with pytest.raises(InvalidDicomError, match="deflated data over 10 MB"):
         read_slices(content, "x.dcm", tight)
     assert read_slices(content, "x.dcm", settings)[0].pixels.shape == (4000, 4000)
+
+
+def test_one_file_may_not_take_more_than_an_upload_once_decoded(settings):
+    values = np.zeros((60, 256, 256), np.uint8)
+    values[:, 50:150, 50:150] = np.arange(100, dtype=np.uint8)
+    content = dicom(values, NumberOfFrames=60, RescaleSlope=2, RescaleIntercept=0)  # one byte a value becomes five
+    tight = settings.model_copy(update={"dicom": settings.dicom.model_copy(update={"max_archive_mb": 10})})
+    with pytest.raises(InvalidDicomError, match=r"takes more than 10 MB when decoded \(dicom.max_archive_mb\)"):
+        read_slices(content, "x.dcm", tight)
+    assert len(read_slices(content, "x.dcm", settings)) == 60
+
+
+def long_headers(n: int) -> bytes:
+    """An enhanced file of small frames with what scanners say of each, coil elements above all."""
+    ds = pydicom.dcmread(io.BytesIO(enhanced(2)))
+    frame = ds.PerFrameFunctionalGroupsSequence[0]
+    coil = Dataset()
+    coil.ReceiveCoilName, coil.MultiCoilDefinitionSequence = "HEAD", Sequence()
+    for i in range(60):
+        element = Dataset()
+        element.MultiCoilElementName, element.MultiCoilElementUsed = f"C{i}", "YES"
+        coil.MultiCoilDefinitionSequence.append(element)
+    frame.MRReceiveCoilSequence = Sequence([coil])
+    frames = []
+    for i in range(n):
+        one = Dataset(frame)
+        place = Dataset()
+        place.ImagePositionPatient = [0, 0, 1.0 * i]
+        one.PlanePositionSequence = Sequence([place])
+        frames.append(one)
+    ds.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    ds.NumberOfFrames = n
+    ds.PixelData = ds.PixelData[: len(ds.PixelData) // 2] * n
+    return to_bytes(ds)
+
+
+def test_processor_time_goes_by_the_size_of_a_file_and_a_refusal_names_it(settings, monkeypatch):
+    content = long_headers(150)
+    monkeypatch.setattr(guard_module, "CPU_SECONDS", 0.05)
+    assert len(read_slices(content, "x.dcm", settings)) == 150
+    monkeypatch.setattr(guard_module, "CPU_SECONDS_PER_MB", 0.0)
+    with pytest.raises(InvalidDicomError, match=r"more processor time than a file may \(0\.1 s for one step\)"):
+        read_slices(content, "x.dcm", settings)
+    monkeypatch.undo()
+    assert read_slices(dicom(), "x.dcm", settings)
 
 
 def test_all_encodings_of_one_picture_agree(settings):

@@ -55,10 +55,10 @@ def test_from_sign_up_to_the_back_button(server, chromium, tmp_path):
     page.locator("input[type=file]").first.set_input_files(str(image))
     expect(page.get_by_text("What the network saw", exact=True)).to_be_visible()
     expect(page.get_by_text("my-scan.png", exact=True).last).to_be_visible()
-    expect(page.get_by_text(re.compile(r"Confidence \d"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"Probability \d"))).to_be_visible()
     page.get_by_role("link", name="Case 1 in History").click()
     expect(page.get_by_role("heading", name="Case 1")).to_be_visible()
-    confidence = page.get_by_text(re.compile(r"Confidence \d")).inner_text()
+    probability = page.get_by_text(re.compile(r"Probability \d")).inner_text()
 
     # After a restart the browser is still signed in and the case is there, with the same answer.
     server.stop()
@@ -66,7 +66,7 @@ def test_from_sign_up_to_the_back_button(server, chromium, tmp_path):
     page.goto(f"{server.url}/history")
     expect(page.get_by_text("1 case, newest first")).to_be_visible()
     page.goto(f"{server.url}/history?case=1")
-    expect(page.get_by_text(re.compile(r"Confidence \d"))).to_have_text(confidence)
+    expect(page.get_by_text(re.compile(r"Probability \d"))).to_have_text(probability)
     expect(page.get_by_text("my-scan.png").first).to_be_visible()
 
     page.get_by_role("button", name="Sign out").click()
@@ -77,7 +77,7 @@ def test_from_sign_up_to_the_back_button(server, chromium, tmp_path):
         page.wait_for_timeout(1000)
         shown = page.locator("body").inner_text()
         assert "my-scan" not in shown
-        assert "Confidence" not in shown
+        assert "Probability" not in shown
         assert "Case 1" not in shown
     assert not foreign, f"the page asked other servers for {foreign}"
     context.close()

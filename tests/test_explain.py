@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from brainmri.errors import ExplanationError, ModelError
 from brainmri.explain import CONVOLUTIONS, METHODS, Batch, Explainer, explain, explainer_of, find_method
@@ -224,6 +225,28 @@ def test_a_peak_is_drawn_where_its_cell_lies():
     _, peak = draw(grid, CropTransform(20, 30, 160, 128), (240, 220))
     assert abs(peak[0] - (20 + 1.5 * 20)) <= 1
     assert abs(peak[1] - (30 + 6.5 * 20)) <= 1
+
+
+@pytest.mark.parametrize("by", [(1, 1.5), (1, 2), (1.5, 1), (2, 1)])
+def test_a_peak_lies_where_it_lies_in_the_square_original(by):
+    from brainmri.imaging import preprocess
+    from brainmri.synthetic import sample
+
+    pixels = sample("pituitary").slice.pixels
+    height, width = pixels.shape
+    size = (round(width / by[1]), round(height / by[0]))
+    squashed = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    _, whole = preprocess(pixels)
+    _, transform = preprocess(squashed, spacing_mm=(0.5 * by[0], 0.5 * by[1]))
+    for cell in ((1, 6), (4, 2), (6, 6)):
+        grid = np.zeros((8, 8), np.float32)
+        grid[cell] = 1
+        expected_map, expected = draw(grid, whole, pixels.shape)
+        saliency_map, peak = draw(grid, transform, squashed.shape)
+        assert saliency_map.shape == squashed.shape
+        np.testing.assert_allclose(np.multiply(peak, by), expected, atol=6)  # a tenth of a cell
+        back = np.asarray(Image.fromarray(saliency_map).resize((width, height), Image.Resampling.BILINEAR))
+        assert np.abs(back - expected_map).max() < 0.15
 
 
 def test_answers_without_activations_are_explained_all_the_same(classifier, analyses, tiny_models):

@@ -19,7 +19,7 @@ from brainmri.errors import PermissionDeniedError, StorageError
 from brainmri.explain import METHODS
 from brainmri.pipeline import analyse
 from brainmri.types import CLASS_NAMES, MRISlice
-from brainmri.ui import heatmaps, state
+from brainmri.ui import heatmaps, inputs, state
 
 # The network in miniature has no Keras twin in this process: methods that only need forward passes, or the head.
 QUICK = ["grad-cam", "grad-cam++", "hires-cam", "layer-cam"]
@@ -76,7 +76,7 @@ def test_upload_shows_answer_maps_and_exports(opened):
     shown = words(page)
     for name in QUICK:
         assert METHODS[name].misleads in shown
-    assert {b.label for b in page.get("download_button")} >= {"PNG", "NPZ (arrays)", "One-page figure (PDF)"}
+    assert {b.label for b in page.get("download_button")} >= {"All maps (PNG)", "NPZ (arrays)", "One-page figure (PDF)"}
     assert "Reading mode" in shown  # a guest is told why there is none
 
 
@@ -196,6 +196,54 @@ def test_reading_mode_offers_test_images_without_their_class(open_page, png, tmp
     assert "Choose one first" in words(page)
 
 
+def test_reading_mode_offers_samples_without_their_class(open_page, make_user, monkeypatch):
+    reader, shown = make_user("reader"), []
+    monkeypatch.setattr(inputs.st, "image", lambda *_, alt, **rest: shown.append(alt))
+    page = open_page("explore/heatmaps.py", reader, session={"heatmaps.reading": True})
+    assert not page.exception
+    labels = [b.label for b in page.button if b.label.startswith("Sample")]
+    assert labels == ["Sample 1", "Sample 2", "Sample 3", "Sample 4"]
+    assert not [b for b in page.button if b.label in ("Glioma", "Meningioma", "No tumour", "Pituitary")]
+    assert not [b.help for b in page.button if b.label in labels and b.help]
+    assert shown == labels
+    page.session_state["heatmaps.shuffled"] = ["pituitary", "notumor", "glioma", "meningioma"]
+    press(page.run(), "Sample 3")
+    assert page.session_state["heatmaps.sources"][0].name == "synthetic-glioma.png"
+    assert not page.metric
+
+
+def test_an_address_opens_a_case(kept, open_page):
+    reader, record = kept()
+    page = open_page("explore/heatmaps.py", reader)
+    page.query_params["case"] = str(record.id)
+    page.run()
+    assert not page.exception, page.exception
+    assert "The model says" in metrics(page)
+    press(page, "Glioma")  # what is chosen after it wins
+    assert "case" not in page.query_params
+    assert page.session_state["heatmaps.sources"][0].name == "synthetic-glioma.png"
+    other = open_page("explore/heatmaps.py", "radiologist")
+    other.query_params["case"] = "999"
+    other.run()
+    assert "There is no case 999 among yours" in words(other)
+    admin = open_page("explore/heatmaps.py", "admin")
+    admin.query_params["case"] = str(record.id)
+    admin.run()
+    assert "does not see other users' images" in words(admin)
+    assert not admin.metric
+
+
+def test_maps_are_framed_where_the_network_saw(opened, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(heatmaps, "canvas", lambda panels, **_: drawn.append(panels))
+    page = opened("guest")
+    panels = drawn[-1]
+    assert len(panels) == 3
+    (frame,) = {panel.frame for panel in panels}
+    crop = page.session_state["heatmaps.analysis"][1].transform
+    assert frame == (crop.top, crop.left, *crop.shape)
+
+
 @pytest.fixture
 def twin(app_settings, tiny_models, tmp_path):
     """A models folder with `tiny`, which is configured, and the same network as `twin`."""
@@ -232,8 +280,7 @@ def test_history_offers_cases_without_their_answer(kept, open_page):
     reader, record = kept()
     page = open_page("explore/heatmaps.py", reader, session={"heatmaps.reading": True})
     (label,) = page.selectbox(key="heatmaps.case").options
-    assert label.startswith(f"{record.id} · a.png")
-    assert "lioma" not in label
+    assert label.startswith(f"Case {record.id} · 20")  # the date: a name may hold the class
     choose(page, record)
     give_verdict(page, "unsure")
     assert [row["blind"] for row in verdicts(reader)] == ["1"]
@@ -290,7 +337,7 @@ def test_rejected_images_are_explained_only_after_a_click(opened, monkeypatch):
     assert not page.get("download_button")
     press(page, "Explain it all the same")
     assert page.multiselect
-    assert "Rejected as not a brain MRI" in words(page)
+    assert "Not recognised as a brain MRI slice" in words(page)
     assert "The exports say so, too" in words(page)
 
 

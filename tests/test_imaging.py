@@ -17,7 +17,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from brainmri.errors import BrainMRIError, InvalidImageError
-from brainmri.imaging import COLOUR_LIMIT, MIN_SIDE, colour_reason, decode_image, preprocess, stretch_to_uint8
+from brainmri.imaging import COLOUR_LIMIT, MIN_SIDE, decode_image, picture_reason, preprocess, stretch_to_uint8
+from brainmri.synthetic import samples
+from brainmri.types import CropTransform
 
 PICTURE = np.add.outer(np.arange(40), np.arange(0, 120, 2)).astype(np.uint8)  # 40 x 60, no symmetry
 
@@ -73,6 +75,12 @@ def test_float_tiff_is_stretched_and_bad_values_do_not_matter():
     assert decoded.max() == 255
 
 
+def test_a_line_is_refused():
+    with pytest.raises(InvalidImageError, match="400 x 16 pixels, one side is over 20 times the other"):
+        decode_image(encode(np.zeros((16, 400), np.uint8)), "a")
+    assert decode_image(encode(np.zeros((20, 400), np.uint8)), "a").pixels.shape == (20, 400)
+
+
 def test_cmyk_becomes_its_luminance():
     colour = Image.merge("RGB", [Image.fromarray(PICTURE)] * 3)
     decoded = decode_image(encode(colour.convert("CMYK"), "TIFF"), "a").pixels
@@ -122,13 +130,13 @@ def test_coloured_pixels_are_counted(share, mode, file_format):
         assert decoded.colour_share >= share
     else:
         assert decoded.colour_share == pytest.approx(share, abs=0.02)
-        assert (colour_reason(decoded.notes) is None) == (share <= COLOUR_LIMIT)
+        assert (picture_reason(decoded.notes) is None) == (share <= COLOUR_LIMIT)
 
 
 def test_a_picture_in_colour_says_so():
     decoded = decode_image(encode(painted(0.3)), "a")
     assert decoded.notes == ("the picture is in colour (30% of its pixels)",)
-    assert colour_reason(decoded.notes) == "The picture is in colour (30% of its pixels), and brain MRI is grey"
+    assert picture_reason(decoded.notes) == "The picture is in colour (30% of its pixels), and brain MRI is grey"
     np.testing.assert_array_equal(decoded.pixels, np.asarray(painted(0.3).convert("L")))
 
 
@@ -150,7 +158,7 @@ def test_grey_has_no_colour_whatever_the_file_calls_it(mode):
         image = grey.convert(mode)
     decoded = decode_image(encode(image, transparency=3) if mode == "P" else encode(image), "a")
     assert decoded.colour_share == 0
-    assert colour_reason(decoded.notes) is None
+    assert picture_reason(decoded.notes) is None
 
 
 @pytest.mark.parametrize("quality", [10, 50, 95])
@@ -384,6 +392,51 @@ def test_stretch_stays_in_range_and_keeps_the_order(values):
 def test_preprocess_refuses_what_is_no_slice(wrong):
     with pytest.raises(InvalidImageError, match="expected"):
         preprocess(wrong)
+
+
+@pytest.mark.parametrize("spacing", [None, (0.5, 0.5), (0.9375, 0.93751), (0.5, 0.509)])
+def test_square_pixels_are_seen_as_without_spacing(spacing):
+    pixels = samples()["glioma"].slice.pixels
+    plain, transform = preprocess(pixels)
+    view, same = preprocess(pixels, spacing_mm=spacing)
+    np.testing.assert_array_equal(view, plain)
+    assert (same, same.columns, same.shape) == (transform, 0, (transform.side, transform.side))
+
+
+ASPECTS = [(1, 1.5), (1, 2), (1.5, 1), (2, 1), (1, 1.05)]
+
+
+def squashed(pixels: np.ndarray, by: tuple[float, float]) -> np.ndarray:
+    """A picture of pixels that are so many times as high and wide."""
+    height, width = pixels.shape
+    return np.asarray(
+        Image.fromarray(pixels).resize((round(width / by[1]), round(height / by[0])), Image.Resampling.BOX)
+    )
+
+
+@pytest.mark.parametrize("by", ASPECTS)
+@pytest.mark.parametrize("label", ["glioma", "pituitary"])
+def test_pixels_that_are_not_square_give_the_view_of_the_square_original(label, by):
+    sample = samples()[label]
+    plain, whole = preprocess(sample.slice.pixels)
+    given = squashed(sample.slice.pixels, by)
+    view, transform = preprocess(given, spacing_mm=(0.5 * by[0], 0.5 * by[1]))
+    off, off_without = (np.abs(v - plain).mean() for v in (view, preprocess(given)[0]))
+    assert off < 0.4 * off_without  # what is left: the box may be a pixel of its 128 wider or narrower
+    again = np.array([transform.top * by[0], transform.left * by[1], *np.multiply(transform.shape, by)])
+    np.testing.assert_allclose(again, [whole.top, whole.left, *whole.shape], atol=8)  # the box is found on 4 x 4 pixels
+    mask = squashed(sample.mask.astype(np.uint8) * 255, by) > 127  # an expert's outline goes the same way
+    seen, expected = (
+        np.asarray(Image.fromarray(t.to_network(m).astype(np.uint8) * 255).resize((128, 128))) > 127
+        for t, m in ((transform, mask), (whole, sample.mask))
+    )
+    assert (seen & expected).sum() / (seen | expected).sum() > 0.85
+
+
+def test_a_crop_of_an_earlier_version_is_square():
+    old = CropTransform(**{"top": -2, "left": 1, "side": 60, "network_size": 128})
+    assert old.shape == (60, 60)
+    assert old.to_network(np.ones((64, 64), np.uint8)).shape == (60, 60)
 
 
 def test_fast_filters_are_scipys_and_numpys_to_the_last_bit():

@@ -1,6 +1,7 @@
 """Overview, Predict and History, each run as Streamlit runs it."""
 
 import io
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ from PIL import Image
 
 from brainmri import storage, synthetic
 from brainmri.errors import BusyError, StorageError
-from brainmri.model import read_card
-from brainmri.types import CLASS_NAMES
+from brainmri.model import read_card, write_card
+from brainmri.types import CLASS_NAMES, CLASS_TITLES
 from brainmri.ui import overview, predict, results, state, theme
 
 
@@ -57,17 +58,31 @@ def test_overview_says_what_it_is_and_is_not(open_page, role):
     assert ("stores nothing" in shown) == (role == "guest")
 
 
-def test_metrics_are_named_by_split():
+def test_metrics_are_named_by_split_and_say_what_training_has_seen():
     metrics = {
-        "clean_test": {"n": 1746, "accuracy": 0.81234, "roc_auc": {"macro": 0.95, "glioma": 0.9}},
-        "official_test": {"n": 1311, "accuracy": 0.99, "confusion_matrix": [[1]]},
+        "mine_test": {"n": 9, "accuracy": 0.5},
+        "official-test": {"n": 1311, "accuracy": 0.99, "confusion_matrix": [[1]], "seen_in_training": 0.624},
+        "clean-test": {"n": 1746, "accuracy": 0.81234, "sensitivity": 0.9, "roc_auc": {"macro": 0.95, "glioma": 0.9}},
         "note": "not a split",
     }
     table = overview.metrics_table(metrics)
-    assert list(table) == ["clean test", "official test"]
-    assert all(list(row) == ["Images", "Accuracy", "ROC AUC"] for row in table.values())
-    assert list(table["clean test"].values()) == ["1,746", "0.812", "0.950"]
-    assert table["official test"]["ROC AUC"] == "–"
+    assert list(table) == ["Clean test", "Official test (62% of it seen in training)", "mine test"]
+    assert all(list(row) == ["Images", "Accuracy", "Tumours found", "Macro AUC"] for row in table.values())
+    assert list(table["Clean test"].values()) == ["1,746", "0.812", "0.900", "0.950"]
+    assert table["mine test"]["Macro AUC"] == "–"
+
+
+def test_the_card_leads_to_evaluation_and_to_no_file_of_the_repository(open_page, app_settings, tiny_models):
+    card = read_card("tiny", tiny_models)
+    write_card(
+        card.model_copy(update={"metrics": {"clean-test": {"n": 3}}, "limits": ("Old (docs/x.md).",)}), tiny_models
+    )
+    try:
+        shown = texts(open_page("main/overview.py"))
+    finally:
+        write_card(card, tiny_models)
+    assert "- Old." in shown
+    assert "what flatters these figures" in shown
 
 
 # --- Predict -------------------------------------------------------------------------------------------------------
@@ -105,6 +120,7 @@ def test_upload_is_answered_and_kept_once(open_page, make_user, png):
     page = upload(open_page("main/predict.py", user), ("scan.png", png()))
     assert not page.exception
     assert "Case 1 in History" in texts(page)
+    assert "larger than 20 MB" in texts(page)
     page.run()
     found = storage.find_records(state.database(), user)
     assert [r.name for r in found.records] == ["scan.png"]
@@ -120,10 +136,16 @@ def test_many_files_come_as_a_table_and_one_bad_file_spoils_nothing(open_page, m
     page = upload(open_page("main/predict.py", user), *files)
     assert not page.exception
     table = page.dataframe[0].value
-    assert list(table["name"]) == [name for name, _ in files]
-    assert list(table["answer"][-3:]) == ["Unreadable"] * 3
-    assert "0 bytes" in table["error"].iloc[-1]
-    assert "accepted: PNG" in table["error"].iloc[-2]
+    assert list(table["name"]) == [name for name, _ in files[:18]]
+    assert not table.isna().all().any()
+    titles = [m.label for m in page.metric]
+    order = [*CLASS_TITLES.values(), "Undecided", "Rejected", "Unreadable"]
+    assert titles == [title for title in order if title in titles]
+    assert titles[-1] == "Unreadable"
+    (listed,) = (e for e in page.expander if e.label == "Unreadable (3)")
+    told = listed.markdown[0].value
+    assert told.count("0 bytes") == 2
+    assert "accepted: PNG" in told.replace("\\", "")
     assert storage.find_records(state.database(), user).total == 18
 
 
@@ -152,10 +174,9 @@ def test_what_a_zip_holds_beside_its_series_is_told(open_page):
     assert not page.exception
     assert [e.label for e in page.expander if "aside" in e.label] == ["Set aside (1)"]
     assert "loc.dcm: localiser" in texts(page).replace("\\", "")
-    table = page.dataframe[0].value
-    assert (table["answer"] == "Unreadable").tolist() == [False] * 3 + [True]
-    assert table["name"].iloc[-1] == "cut.dcm"
-    assert "cut short" in table["error"].iloc[-1]
+    assert len(page.dataframe[0].value) == 3
+    assert [e.label for e in page.expander if "Unreadable" in e.label] == ["Unreadable (1)"]
+    assert re.search("cut.dcm: .*cut short", texts(page).replace("\\", ""))
     page.run()  # the answers are kept, and so is what was told
     assert [e.label for e in page.expander if "aside" in e.label] == ["Set aside (1)"]
 
@@ -243,6 +264,13 @@ def test_a_decision_that_is_no_class_shows_no_class(open_page, make_user, png, m
         (said,) = (w.value for w in page.warning if "Undecided" in w.value)
         assert "Glioma, Pituitary tumour" in said
         assert charts == 1
+
+
+def test_the_chart_says_its_values_to_who_does_not_see_it():
+    chart = results.probability_chart(dict(zip(CLASS_NAMES, (0.5, 0.25, 0.05, 0.2), strict=True)))
+    assert chart["description"] == (
+        "Probabilities: Glioma 50.0%, Meningioma 25.0%, No tumour 5.0%, Pituitary tumour 20.0%"
+    )
 
 
 def test_another_model_can_be_chosen_and_is_the_one_that_answers(
@@ -378,6 +406,8 @@ def test_a_case_opens_as_it_was_answered_and_is_never_computed_anew(open_page, c
     assert "Case 7" in shown
     assert theme.class_title(record.label) in shown
     assert f"{record.probabilities[record.label]:.1%}" in shown
+    assert "Write a report" in shown
+    assert "Heatmaps of this case" in shown
     details = next(m.value for m in page.markdown if "**Software**" in m.value)
     assert theme.plain(record.software_version) in details
     assert record.weights_sha256[:12] in details
@@ -407,7 +437,9 @@ def test_who_sees_all_cases_is_told_whose_they_are(open_page, cases, make_user, 
     assert list(page.dataframe[0].value["Owner"][:2]) == [role, "owner"]
     page.selectbox(key="history.owner").set_value(user.id).run()
     assert list(page.dataframe[0].value["Case"]) == [own.id]
-    assert "Owner" not in open_page("main/history.py", cases).dataframe[0].value
+    page = open_page("main/history.py", cases)
+    assert list(page.dataframe[0].value) == ["Case", "Answer", "Probability", "Name", "When", "Model"]
+    assert page.pills(key="history.decisions").options == ["Answered", "Undecided", "Rejected"]
     for case, deletable in ((own.id, True), (record.id, role == "admin")):
         page = open_page("main/history.py", user)
         page.query_params["case"] = str(case)
@@ -437,7 +469,7 @@ def test_an_administrator_is_offered_own_cases_behind_many_of_others(
     page = open_page("explore/heatmaps.py", admin)
     (box,) = (b for b in page.selectbox if b.label == "Or a case from History")
     assert len(box.options) == 1
-    assert box.options[0].startswith(f"{own.id} ")
+    assert box.options[0].startswith(f"Case {own.id} ")
 
 
 def test_a_case_with_a_signed_report_is_not_offered_for_deletion(open_page, make_user, cases, app_settings):

@@ -216,6 +216,7 @@ def test_the_walk_through_the_gate(context, address, server_folder):
         page.goto(f"{address}/{path}")
         page.get_by_role("heading", name="Brain MRI classifier").wait_for()
         page.wait_for_timeout(500)
+        assert page.title() == "Overview · Brain MRI"
         assert page.get_by_text("Page not found").count() == 0
         assert page.get_by_test_id("stSidebarNavLink").filter(has_text="Overview").count() == 1
     page.goto(f"{address}/account")

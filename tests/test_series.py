@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from brainmri.cli import app
 from brainmri.config import load_settings
 from brainmri.dicom import answer_series, measure, read_files, read_folder, read_series
-from brainmri.dicom.series import MIN_RUN
+from brainmri.dicom.reading import _unzip
+from brainmri.dicom.series import MIN_RUN, known_words
 from brainmri.errors import DataError, InvalidDicomError
 from brainmri.inference import load_classifier
 
@@ -104,6 +105,149 @@ def test_repeats_are_set_aside(settings):
     assert "a repeat of" in reading.set_aside[0].reason
 
 
+def several(*variants: dict, n: int = 4, start: int = 0) -> bytes:
+    """A zip of one series that holds an image of each variant at each of n places."""
+    files = {}
+    for k, tags in enumerate(variants):
+        for i in range(n):
+            own = {name: value[i] if isinstance(value, tuple) else value for name, value in tags.items()}
+            number = {"InstanceNumber": start + k * n + i + 1, "ImagePositionPatient": [-60, -80, 5.0 * i]}
+            files[f"{k}-{i}.dcm"] = dicom(picture(10 * k + i), **number, **own)
+    return zipped(files)
+
+
+def numbers(reading) -> list[list[int]]:
+    return [[f.instance_number for f in s.frames] for s in reading.series]
+
+
+AT_ONE_PLACE = {
+    "magnitude and real": ({"ImageType": ["ORIGINAL", "PRIMARY", "M"]}, {"ImageType": ["ORIGINAL", "PRIMARY", "R"]}),
+    "inversion times": ({"InversionTime": 100}, {"InversionTime": 2500}),
+    "acquisitions": ({"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}),
+    "trigger times, by slice": ({"TriggerTime": (1, 2, 3, 4)}, {"TriggerTime": (500, 501, 502, 503)}),
+    "interleaved acquisitions": ({"AcquisitionNumber": (1, 2, 1, 2)}, {"AcquisitionNumber": (3, 4, 3, 4)}),
+    "nothing but their numbers": ({}, {}),
+    "close echoes": ({"EchoTime": 2.0}, {"EchoTime": 2.3}),
+}
+
+
+@pytest.mark.parametrize("case", AT_ONE_PLACE)
+def test_images_at_one_place_are_stacks_of_their_own(settings, case):
+    reading = read_series(several(*AT_ONE_PLACE[case]), "s.zip", settings)
+    assert numbers(reading) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    for series in reading.series:
+        assert [f.position_mm for f in series.frames] == [0, 5, 10, 15]
+        assert "several images at" in series.notes[0]
+
+
+def test_two_things_at_once_tell_four_stacks_apart(settings):
+    kinds = [{"ImageType": ["ORIGINAL", "PRIMARY", k], "InversionTime": t} for k in "MP" for t in (100, 900)]
+    assert numbers(read_series(several(*kinds), "s.zip", settings)) == [
+        [1, 2, 3, 4],
+        [5, 6, 7, 8],
+        [9, 10, 11, 12],
+        [13, 14, 15, 16],
+    ]
+
+
+@pytest.mark.parametrize("tags", [{"AcquisitionNumber": (1, 2, 1, 2)}, {"InversionTime": (100, 101, 102, 103)}])
+def test_a_stack_whose_numbers_differ_but_not_its_places_stays_one(settings, tags):
+    (series,) = read_series(several(tags), "s.zip", settings).series
+    assert [f.instance_number for f in series.frames] == [1, 2, 3, 4]
+    assert series.notes == ()
+
+
+def test_a_slice_that_was_taken_again_does_not_tear_its_stack(settings):
+    files = {str(i): dicom(picture(i), InstanceNumber=i + 1, ImagePositionPatient=[0, 0, 5.0 * i]) for i in range(5)}
+    files["again"] = dicom(picture(9), InstanceNumber=9, ImagePositionPatient=[0, 0, 10.0], AcquisitionNumber=2)
+    assert numbers(read_series(zipped(files), "s.zip", settings)) == [[1, 2, 3, 4, 5], [9]]
+
+
+def test_slices_sent_again_under_new_uids_are_repeats(settings):
+    files = stack(4)
+    for i in range(4):
+        tags = {"InstanceNumber": i + 1, "ImagePositionPatient": [-60, -80, 5.0 * i]}
+        files[f"again-{i}"] = dicom(picture(i), **tags, SOPInstanceUID=f"1.9.{i}")
+    reading = read_series(zipped(files), "s.zip", settings)
+    assert [len(s.frames) for s in reading.series] == [4]
+    assert [a.reason[:11] for a in reading.set_aside] == ["a repeat of"] * 4
+
+
+def test_different_slices_with_one_uid_are_all_taken_and_say_so(settings):
+    reading = read_series(zipped(stack(4, SOPInstanceUID="1.2.3.4.5.6")), "s.zip", settings)
+    (series,) = reading.series
+    assert reading.set_aside == ()
+    np.testing.assert_array_equal([f.values for f in series.frames], [picture(i) for i in range(4)])
+    uids = [f.slice.sop_instance_uid for f in series.frames if f.slice.sop_instance_uid]
+    assert len(uids) == 1
+    assert sum(any("same SOP Instance UID" in n for n in f.slice.notes) for f in series.frames) == 3
+
+
+def test_one_tumour_slice_seen_twice_is_no_run(settings):
+    """Two images at one place are one slice: the answer needs slices in a row."""
+    content = several(*AT_ONE_PLACE["magnitude and real"], n=6)
+    for series in read_series(content, "s.zip", settings).series:
+        answers = [said("glioma" if f.position_mm == 15 else "notumor") for f in series.frames]
+        assert answer_series(answers).label is None
+        assert "slice 4 of 6 only" in answer_series(answers).text
+
+
+@pytest.mark.parametrize(
+    "tags", [{"EchoTime": ("4.604", "4.605", "4.604", "4.606")}, {"EchoTime": ("90", "91", "90", "91")}]
+)
+def test_jitter_of_the_echo_time_tears_no_stack(settings, tags):
+    assert numbers(read_series(several(tags), "s.zip", settings)) == [[1, 2, 3, 4]]
+
+
+def test_jitter_of_the_orientation_tears_no_stack(settings):
+    tilts = tuple([1, 0, 0, 0, 0.99944, 0.0349999 + (i % 2) * 2e-7] for i in range(4))
+    assert numbers(read_series(several({"ImageOrientationPatient": tilts}), "s.zip", settings)) == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_stack_tilted_by_45_degrees_keeps_its_order(settings, first):
+    """Rounding decides there in which direction each slice's own normal points most."""
+    files = {}
+    for i in range(6):
+        c, s = (0.70710678, 0.70710679) if i % 2 == first else (0.70710679, 0.70710678)
+        place = {"ImageOrientationPatient": [1, 0, 0, 0, c, s], "ImagePositionPatient": [0, -5.0 * i * s, 5.0 * i * c]}
+        files[f"{i}.dcm"] = dicom(picture(i), InstanceNumber=i + 1, **place)
+    ((*order,),) = numbers(read_series(zipped(files), "s.zip", settings))
+    assert order in ([1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1])
+
+
+EXAM = {"ProtocolName": "BRAIN TUMOR W DTI, 3 plane loc"}
+
+
+def test_an_examinations_name_makes_no_series_diffusion_or_a_localiser(settings):
+    reading = read_series(zipped(stack(3, SeriesDescription="AX T1 POST", **EXAM)), "s.zip", settings)
+    assert [(s.label, len(s.frames)) for s in reading.series] == [("AX T1 POST", 3)]
+    assert read_series(dicom(SeriesDescription="AX T1 PRE", **EXAM), "s.dcm", settings).series[0].label == "AX T1 PRE"
+    for tags in ({"SeriesDescription": None, **EXAM}, {"SeriesDescription": "AX", "SequenceName": "ep_b1000"}):
+        with pytest.raises(InvalidDicomError, match=r"localiser|diffusion"):
+            read_series(zipped(stack(3, **tags)), "s.zip", settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("AX T1 WITHOUT CONTRAST", "AX T1"),
+        ("AX T1 NO GD", "AX T1"),
+        ("AX T1 W/O CE", "AX T1"),
+        ("AX_T1_WO_CONTRAST", "AX T1"),
+        ("t1 non-contrast tra", "T1 TRA"),
+        ("T1 ohne CE cor", "T1 COR"),
+        ("AX T1 without IV contrast", "AX T1"),
+        ("AX T1 PRE", "AX T1 PRE"),
+        ("AX T1 +C", "AX T1 +C"),
+        ("SAG T1 W CONTRAST", "SAG T1 CONTRAST"),
+        ("AX T1 POST GD", "AX T1 POST GD"),
+    ],
+)
+def test_a_label_says_contrast_only_where_there_was_some(text, words):
+    assert known_words(text) == words
+
+
 def test_echoes_and_planes_are_series_of_their_own(settings):
     files = {**{f"a{n}": c for n, c in stack(3, EchoTime=10.0).items()}}
     for i in range(2):
@@ -169,10 +313,49 @@ def test_too_many_slices_and_too_many_files(settings):
         read_files(stack(8).items(), "folder", few)
     with pytest.raises(InvalidDicomError, match="files in the zip, the limit is 20"):
         read_series(zipped({f"{i}.dcm": b"x" for i in range(21)}), "s.zip", few)
-    content, files = dicom(), ((f"{i}", b"") for i in range(0))
+    content, left = dicom(), iter(range(200))
     with pytest.raises(InvalidDicomError, match="MB when decoded"):
-        read_files(((str(i), content) for i in range(200)), "folder", limited(settings, max_archive_mb=0.5))
-    assert list(files) == []
+        read_files(((str(i), content) for i in left), "folder", limited(settings, max_archive_mb=0.5))
+    assert next(left) < 100  # not read on past the limit
+
+
+def compressed(method: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in stack(3).items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_is_damaged_anywhere_is_refused(settings, method):
+    content = compressed(method)
+    assert len(list(_unzip(content, "s.zip", settings))) == 3
+    rng = random.Random(method)
+    directory, refused = content.find(b"PK\x01\x02"), 0
+    for i in range(400):
+        damaged = bytearray(content)
+        for _ in range(1 + i % 3):  # half of the damage in the directory at its end
+            damaged[rng.randrange(4 if i % 2 else directory, len(damaged))] = rng.randrange(256)
+        try:
+            list(_unzip(bytes(damaged), "s.zip", settings))
+        except InvalidDicomError:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_zip_whose_compressed_data_is_damaged_is_refused(settings):
+    damaged = bytearray(compressed(zipfile.ZIP_LZMA))
+    damaged[60] ^= 0xFF
+    with pytest.raises(InvalidDicomError, match=r"'IM\d+.dcm' in the zip is damaged"):
+        read_series(bytes(damaged), "s.zip", settings)
+
+
+def test_a_zip_with_a_file_of_no_name_is_refused(settings):
+    content = zipped({"a.dcm": dicom()})
+    nameless = content.replace(b"a.dcm", b"\0.dcm")
+    with pytest.raises(InvalidDicomError):
+        read_series(nameless, "s.zip", settings)
 
 
 def test_ten_thousand_slices_are_refused_before_they_are_read(settings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from dicom_maker import SERIES, picture, stack, zipped
@@ -47,6 +49,31 @@ def test_another_upload_opens_at_its_own_slice(open_page, drawn, n):
     assert start != 5
     assert (slider(page).value, slider(page).max) == (start, n)
     assert any(s.value == f"Slice {start} of {n}" for s in page.subheader)
+
+
+def test_a_rejected_slice_has_no_probabilities(open_page, drawn, monkeypatch):
+    real = series.analyse_stack
+
+    def decided(classifier, slices):
+        first, second, *rest = real(classifier, slices)
+        yield replace(first, decision="rejected", label=None)
+        yield replace(second, decision="undecided", label=None)
+        yield from (replace(a, decision="class", label="glioma") for a in rest)
+
+    monkeypatch.setattr(series, "analyse_stack", lambda *args: list(decided(*args)))
+    shown = []
+    chart = series.st.altair_chart
+    monkeypatch.setattr(series.st, "altair_chart", lambda c, **rest: shown.append(c.to_dict()) or chart(c, **rest))
+    page = open_page("clinical/series.py", "guest")
+    give(page, 5)
+    frames = list(shown[0]["datasets"].values())
+    lines, strip = (next(f for f in frames if name in f[0]) for name in ("probability", "decision"))
+    assert {row["probability"] for row in lines if row["slice"] == 1} == {None}
+    assert None not in {row["probability"] for row in lines if row["slice"] > 1}
+    assert [row["decision"] for row in strip[:3]] == ["Rejected", "Undecided", "Glioma"]
+    assert [row["Meningioma"] == "–" for row in strip[:2]] == [True, False]
+    assert any(c.value == "1 of 5 slices rejected, 1 undecided" for c in page.caption)
+    assert drawn[-1][0][0].title == "Glioma"
 
 
 def test_another_upload_gets_its_own_maps(open_page, drawn, monkeypatch):

@@ -159,10 +159,10 @@ def predict_files(
     dict
         In the order of ``inputs``, one a slice: ``path``, ``label`` (None unless the decision is ``class``),
         ``probabilities``, ``model_id``, ``elapsed_ms``, ``decision``, ``prediction_set``, ``ood_score``,
-        ``colour_share``; ``sop_instance_uid`` (as de-identified) and ``frame`` for DICOM; ``series`` (UID) and
-        ``slice`` (from 1, in anatomical order) in a series of several. After a series' slices ``path``, ``series`` and
-        ``series_answer``; ``path`` and ``set_aside`` (the reason) for what is in no series; ``path`` and ``error`` for
-        what cannot be read. ``file`` is the name inside a zip.
+        ``colour_share``, ``notes``; ``sop_instance_uid`` (as de-identified) and ``frame`` for DICOM; ``series`` (UID)
+        and ``slice`` (from 1, in anatomical order) in a series of several. After a series' slices ``path``, ``series``
+        and ``series_answer``; ``path`` and ``set_aside`` (the reason) for what is in no series; ``path`` and ``error``
+        for what cannot be read. ``file`` is the name inside a zip.
     """
     import numpy as np
 
@@ -299,6 +299,7 @@ def _row(path: Path, analysis: Analysis, series: Series | None, number: int) -> 
         "prediction_set": list(analysis.prediction_set),
         "ood_score": round(analysis.ood_score, 6),
         "colour_share": round(analysis.slice.colour_share, 6),
+        "notes": list(analysis.slice.notes),
         **({"series": series.uid, "slice": number} if series is not None and len(series.frames) > 1 else {}),
     }
 
@@ -315,9 +316,9 @@ def _line(row: dict[str, Any]) -> str:
         answer = row["series_answer"]
         return f"{path}: series {answer['title']}, {answer['slices']} slices: {answer['text']}"
     if row["decision"] == "rejected":
-        from brainmri.imaging import colour_notes
+        from brainmri.imaging import picture_reason
 
-        why = next(iter(colour_notes(row["colour_share"])), f"distance {row['ood_score']:.3g}")
+        why = picture_reason(row["notes"]) or f"distance {row['ood_score']:.3g}"
         return f"{path}: rejected, not recognised as a brain MRI slice: {why}"
     shown = " ".join(f"{name} {p:.1%}" for name, p in row["probabilities"].items())
     members = ", ".join(row["prediction_set"])

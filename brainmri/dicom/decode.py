@@ -12,16 +12,19 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from brainmri.dicom.deidentify import deidentify, patient_pseudonym
+from brainmri.dicom.pixels import PIXEL_KEYWORDS, is_native, native_size
 from brainmri.errors import InvalidDicomError
-from brainmri.imaging import MIN_SIDE
+from brainmri.imaging import LONGEST, MIN_SIDE, pixel_aspect
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.tag import BaseTag
 
 MODALITIES = {
     "CT": "computed tomography",
@@ -49,10 +52,12 @@ MR_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR
     "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR
 )
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_MOST_ASPECT = 10
+"""Pixels that are longer than this are a wrong header's."""
 _FRAME_ATTRIBUTES = (
     "ImageType",
     "FrameType",
+    "ComplexImageComponent",
     "PixelSpacing",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -68,6 +73,12 @@ _FRAME_ATTRIBUTES = (
     "DiffusionDirectionality",
     "EchoTime",
     "EffectiveEchoTime",
+    "InversionTime",
+    "InversionTimes",
+    "AcquisitionNumber",
+    "FrameAcquisitionNumber",
+    "TriggerTime",
+    "NominalCardiacTriggerDelayTime",
     "TemporalPositionIdentifier",
     "TemporalPositionIndex",
     "BitsStored",
@@ -184,7 +195,7 @@ def _parse(content: bytes, name: str, limits: Limits) -> Dataset:
     ds = pydicom.dcmread(io.BytesIO(content), force=True)
     if "MediaStorageSOPClassUID" in ds.file_meta and ds.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.1.3.10":
         raise InvalidDicomError(f"{name}: a DICOMDIR, which is only an index; give the image files or a zip of them")
-    if not any(k in ds for k in ("SOPClassUID", "Modality", "Rows", "StudyInstanceUID", *_PIXELS)):
+    if not any(k in ds for k in ("SOPClassUID", "Modality", "Rows", "StudyInstanceUID", *PIXEL_KEYWORDS)):
         raise InvalidDicomError(f"{name}: not a DICOM file, or nothing of one is left")
     if "TransferSyntaxUID" not in ds.file_meta:
         implicit, little = ds.original_encoding
@@ -213,7 +224,7 @@ def _inflate_checked(content: bytes, name: str, limits: Limits, deflated: str) -
 def _check_kind(ds: Dataset, name: str, insist: bool) -> None:
     modality = _text(ds, "Modality").upper()
     title = f"{modality} ({MODALITIES[modality]})" if modality in MODALITIES else modality or "unknown modality"
-    if not any(k in ds for k in _PIXELS):
+    if not any(k in ds for k in PIXEL_KEYWORDS):
         kind = ds.get("SOPClassUID")
         kind = getattr(kind, "name", None) or "no SOP class"
         raise InvalidDicomError(f"{name}: holds no image; it is {title}, {kind}")
@@ -231,27 +242,34 @@ def _check_kind(ds: Dataset, name: str, insist: bool) -> None:
 def _check_size(ds: Dataset, name: str, limits: Limits) -> int:
     rows, columns = int(ds.get("Rows") or 0), int(ds.get("Columns") or 0)
     frames = int(ds.get("NumberOfFrames") or 1)
+    syntax = ds.file_meta.TransferSyntaxUID
+    if not syntax.is_transfer_syntax:
+        raise InvalidDicomError(
+            f"{name}: unknown transfer syntax {syntax[:64] or '(empty)'}; expected one of DICOM's own: "
+            "have the sender write Explicit VR Little Endian (1.2.840.10008.1.2.1)"
+        )
     samples, bits = int(ds.get("SamplesPerPixel") or 1), int(ds.get("BitsAllocated") or 0)
     if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
         bits = bits or 32
     if min(rows, columns) < MIN_SIDE:
         raise InvalidDicomError(f"{name}: {columns} x {rows} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
+    if max(rows, columns) > LONGEST * min(rows, columns):
+        raise InvalidDicomError(f"{name}: {columns} x {rows} pixels, one side is over {LONGEST} times the other")
     if rows * columns > limits.max_pixels:
         raise InvalidDicomError(f"{name}: {columns} x {rows} pixels, the limit is {limits.max_pixels:,}")
     if not 1 <= frames <= limits.max_frames:
         raise InvalidDicomError(f"{name}: {frames:,} frames, the limit is {limits.max_frames:,} (dicom.max_slices)")
     if samples not in (1, 3) or not 1 <= bits <= 64:
         raise InvalidDicomError(f"{name}: {samples} samples of {bits} bits a pixel; expected 1 or 3 of 1 to 64")
-    expected = rows * columns * frames * samples * bits // 8
+    expected = rows * columns * frames * samples * bits // 8  # decoded, however it lies there
     if expected > limits.max_bytes:
         raise InvalidDicomError(
             f"{name}: {expected / 1e6:,.0f} MB of pixels, the limit is {limits.max_bytes / 1e6:,.0f} MB"
             " (dicom.max_archive_mb)"
         )
-    if not ds.file_meta.TransferSyntaxUID.is_compressed or ds.file_meta.TransferSyntaxUID.is_deflated:
-        if "422" in _text(ds, "PhotometricInterpretation"):
-            expected = expected * 2 // 3
-        held = len(next(ds[k].value or b"" for k in _PIXELS if k in ds))
+    if is_native(ds):
+        expected = native_size(ds)
+        held = len(next(ds[k].value or b"" for k in PIXEL_KEYWORDS if k in ds))
         if held < expected:
             raise InvalidDicomError(
                 f"{name}: cut short: {held:,} bytes of pixels, its header declares {expected:,} "
@@ -263,9 +281,9 @@ def _check_size(ds: Dataset, name: str, limits: Limits) -> int:
 def _header(ds: Dataset, key: bytes | None) -> dict[str, Any]:
     """What series building needs, read before de-identification; free text is reduced to known words."""
     syntax = ds.file_meta.TransferSyntaxUID
-    free_text = " ".join(
-        _text(ds, k) for k in ("SeriesDescription", "ProtocolName", "SequenceName", "ScanningSequence")
-    )
+    # A protocol's name can be the whole examination's: it counts only where the series has none of its own.
+    described = _text(ds, "SeriesDescription") or _text(ds, "ProtocolName")
+    free_text = f"{described} {_text(ds, 'SequenceName')}"
     burned = _text(ds, "BurnedInAnnotation").upper()
     header: dict[str, Any] = {
         "modality": _text(ds, "Modality").upper(),
@@ -316,10 +334,19 @@ def _frame_view(ds: Dataset, index: int) -> Dataset:
                 if element.VR == "SQ" and element.value:
                     groups.append(element.value[0])
     for group in groups:
-        for keyword in _FRAME_ATTRIBUTES:
-            if keyword in group and not group[keyword].is_empty:
-                view[keyword] = group[keyword]
+        for tag in _frame_tags() & group.keys():
+            if not group[tag].is_empty:
+                view[tag] = group[tag]
+        if group is ds and int(ds.get("NumberOfFrames") or 1) > 1:
+            view.pop("ImagePositionPatient", None)  # of one frame at most
     return view
+
+
+@lru_cache(maxsize=1)
+def _frame_tags() -> frozenset[BaseTag]:
+    from pydicom.tag import Tag
+
+    return frozenset(Tag(keyword) for keyword in _FRAME_ATTRIBUTES)
 
 
 def _modality_values(raw: np.ndarray, ds: Dataset, view: Dataset, notes: list[str]) -> np.ndarray:
@@ -420,14 +447,11 @@ def _windows(view: Dataset, ds: Dataset) -> list[dict[str, Any]]:
 def _geometry(view: Dataset, ds: Dataset, notes: list[str]) -> dict[str, Any]:
     from brainmri.dicom import geometry
 
-    letters = plane = position = None
+    letters = plane = None
     cosines = geometry.checked_cosines(_vector(view, "ImageOrientationPatient"))
     if cosines is not None:
         letters, plane = geometry.edge_letters(cosines), geometry.plane_of(cosines)
         notes.extend(geometry.orientation_notes(cosines))
-        place = _vector(view, "ImagePositionPatient")
-        if place is not None and len(place) == 3:
-            position = geometry.stack_position_mm(cosines, place)
     else:
         values = ds.get("PatientOrientation") or []
         letters = geometry.letters_from_patient_orientation([values] if isinstance(values, str) else list(values))
@@ -437,22 +461,30 @@ def _geometry(view: Dataset, ds: Dataset, notes: list[str]) -> dict[str, Any]:
     if spacing is None or len(spacing) != 2 or not all(0.01 <= s <= 20 for s in spacing):
         spacing = None
         notes.append("the file does not say how large a pixel is")
-    elif max(spacing) > 1.1 * min(spacing):
-        notes.append(f"pixels are not square: {spacing[0]:.2f} x {spacing[1]:.2f} mm")
-    kinds = view.get("ImageType") or []
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    kinds += list(view.get("FrameType") or []) if not isinstance(view.get("FrameType"), str) else []
+    elif max(spacing) > _MOST_ASPECT * min(spacing):
+        notes.append(f"the size of a pixel, {spacing[0]:.2f} x {spacing[1]:.2f} mm, is not credible and not used")
+        spacing = None
+    elif pixel_aspect((spacing[0], spacing[1])) != 1:
+        notes.append(f"pixels are not square ({spacing[0]:.2f} x {spacing[1]:.2f} mm): answered in true proportions")
+    place = _vector(view, "ImagePositionPatient")
+    kinds: list[Any] = []
+    for keyword in ("ImageType", "FrameType", "ComplexImageComponent"):
+        value = view.get(keyword) or []
+        kinds += [value] if isinstance(value, str) else list(value)
     return {
         "orientation": letters,
         "cosines": None if cosines is None else cosines.ravel().tolist(),
         "plane": plane,
-        "position_mm": position,
+        "image_position": place if place is not None and len(place) == 3 else None,
         "spacing_mm": spacing,
         "image_type": [str(kind).upper() for kind in kinds],
         "b_value": _number(view, "DiffusionBValue"),
         "directionality": _text(view, "DiffusionDirectionality").upper(),
         "echo_time": _number(view, "EchoTime") or _number(view, "EffectiveEchoTime"),
         "temporal": _number(view, "TemporalPositionIdentifier") or _number(view, "TemporalPositionIndex"),
+        "inversion_time": _number(view, "InversionTime") or _number(view, "InversionTimes"),
+        "acquisition": _number(view, "AcquisitionNumber") or _number(view, "FrameAcquisitionNumber"),
+        "trigger_time": _number(view, "TriggerTime") or _number(view, "NominalCardiacTriggerDelayTime"),
     }
 
 

@@ -100,7 +100,8 @@ def run_fuzz(settings: Settings, count: int, *, seed: int = 0, files: Iterable[P
                     result.decoded += 1
                 except BrainMRIError as error:
                     result.refused += 1
-                    result.workers_lost += "the decoder crashed" in str(error) or "too long" in str(error)
+                    lost = ("the decoder crashed", "processor time", "too long")
+                    result.workers_lost += any(words in str(error) for words in lost)
                 except Exception as error:  # exactly what must not happen
                     result.failures.append(f"file {number} of seed {seed}: {type(error).__name__}: {error}")
                 result.slowest_seconds = max(result.slowest_seconds, time.perf_counter() - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
 
@@ -10,6 +11,9 @@ _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # negative and positive end of 
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "S": "I", "I": "S"}
 _FROM_DICOM = {**{letter: letter for letter in "LRAP"}, "H": "S", "F": "I"}
 _PLANES = ("sagittal", "coronal", "axial")
+_TOPS = {"sagittal": "S", "coronal": "S", "axial": "A"}
+"""What is at the top of the pictures that the network learnt from."""
+_TURNED_DEGREES = 20
 
 Letters = tuple[str, str, str, str]
 
@@ -37,7 +41,9 @@ def checked_cosines(values: Sequence[float] | None) -> np.ndarray | None:
 
 def edge_letters(cosines: np.ndarray) -> Letters:
     """Name the patient's side at the (left, right, top, bottom) edge of the picture: one of L R A P S I each."""
-    right, bottom = (_letter(vector) for vector in cosines)
+    right, bottom = (
+        _LETTERS[axis][int(vector[axis] > 0)] for axis, vector in zip(_axes(cosines), cosines, strict=True)
+    )
     return _OPPOSITE[right], right, _OPPOSITE[bottom], bottom
 
 
@@ -53,7 +59,7 @@ def letters_from_patient_orientation(values: Sequence[str]) -> Letters | None:
 
 def plane_of(cosines: np.ndarray) -> str:
     """Name the nearest of the three planes."""
-    return _PLANES[int(np.abs(np.cross(*cosines)).argmax())]
+    return _PLANES[_main_axis(np.cross(*cosines))]
 
 
 def obliqueness_degrees(cosines: np.ndarray) -> float:
@@ -62,28 +68,45 @@ def obliqueness_degrees(cosines: np.ndarray) -> float:
     return float(np.degrees(np.arccos(np.clip(normal.max() / np.linalg.norm(normal), -1, 1))))
 
 
-def stack_position_mm(cosines: np.ndarray, position: Sequence[float]) -> float:
-    """Project Image Position (Patient) on the slice's normal: what a stack is ordered by, millimetres.
+def stack_normal(cosines: np.ndarray) -> np.ndarray:
+    """Direction along which a stack is ordered: what Image Position (Patient) of all its slices is projected on.
 
-    The normal points to the patient's left, back or head, so that slices run right to left, front to back or feet to
-    head whichever way the pictures are turned.
+    It points to the patient's left, back or head, so that slices run right to left, front to back or feet to head
+    whichever way the pictures are turned. One for a stack: of slices tilted by 45 degrees rounding decides where each
+    one's own points.
+
+    Returns
+    -------
+    ndarray of shape (3,), float64
+        Of length 1.
     """
     normal = np.cross(*cosines)
-    normal = normal * np.sign(normal[int(np.abs(normal).argmax())])
-    return float(normal @ np.asarray(position, np.float64))
+    return normal * np.sign(normal[_main_axis(normal)])
 
 
 def orientation_notes(cosines: np.ndarray) -> list[str]:
-    """Say what a reader could mistake: the side convention and a tilt."""
+    """Say what a reader could mistake: the side convention, a turned picture and a tilt."""
     notes = []
-    letters = edge_letters(cosines)
+    letters, plane = edge_letters(cosines), plane_of(cosines)
     if letters[0] == "L":
         notes.append("the patient's left is at the left of the picture")
-    if (tilt := obliqueness_degrees(cosines)) > 20:
-        notes.append(f"oblique: {tilt:.0f} degrees off {plane_of(cosines)}; letters name the nearest side")
+    if letters[2] != _TOPS[plane]:
+        notes.append(f"{letters[2]} is at the top, not {_TOPS[plane]} as in the pictures that the network learnt from")
+    axis = _axes(cosines)[0]
+    turn = np.degrees(np.arctan2(abs(cosines[1, axis]), abs(cosines[0, axis])))
+    if turn > _TURNED_DEGREES:
+        notes.append(f"turned in its plane by {turn:.0f} degrees; letters name the nearest side")
+    if (tilt := obliqueness_degrees(cosines)) > _TURNED_DEGREES:
+        notes.append(f"oblique: {tilt:.0f} degrees off {plane}; letters name the nearest side")
     return notes
 
 
-def _letter(vector: np.ndarray) -> str:
-    axis = int(np.abs(vector).argmax())
-    return _LETTERS[axis][int(vector[axis] > 0)]
+def _main_axis(vector: np.ndarray) -> int:
+    """The patient's axis along which a vector runs most nearly; of two equal ones the first."""
+    return int(np.abs(vector).round(3).argmax())
+
+
+def _axes(cosines: np.ndarray) -> tuple[int, int]:
+    """The patient's axes, two different ones, along which rows and columns run most nearly."""
+    row, column = np.abs(cosines)
+    return max(permutations(range(3), 2), key=lambda axes: row[axes[0]] + column[axes[1]])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -14,10 +16,16 @@ from typing import Any, BinaryIO, cast
 
 from brainmri.errors import InvalidDicomError
 
+CPU_SECONDS, CPU_SECONDS_PER_MB, MOST_CPU_SECONDS = 3.0, 3.0, 20.0
+"""Processor time that one step (parse, or one frame) may take, by a file's size: many frames have long headers."""
 STEP_SECONDS = 20.0
-"""Wall time for one step (parse, or one frame) on a busy machine; the worker itself ends after 3 s of CPU time."""
+"""Time that a step may take beyond its processor time, on a busy machine."""
 
 MAX_WORKERS = max(1, min(4, os.cpu_count() or 1))
+
+
+class TooLargeError(Exception):
+    """A file that takes more memory than an upload may, once decoded."""
 
 
 class _Worker:
@@ -42,16 +50,19 @@ class _Worker:
 
         send(self.requests, header, content)
         parts: list[tuple[dict[str, Any], bytes]] = []
+        left = header["limits"]["max_bytes"]
         while True:
-            answer, data = self._receive()
+            answer, data = self._receive(time.monotonic() + header["cpu_seconds"] + STEP_SECONDS)
             if answer["kind"] == "error":
                 raise InvalidDicomError(answer["message"])
             if answer["kind"] == "end":
                 return parts
+            left -= len(data) + math.prod(answer.get("shape", ()))  # a frame is held as values and as a picture
+            if left < 0:
+                raise TooLargeError
             parts.append((answer, data))
 
-    def _receive(self) -> tuple[dict[str, Any], bytes]:
-        deadline = time.monotonic() + STEP_SECONDS
+    def _receive(self, deadline: float) -> tuple[dict[str, Any], bytes]:
         while (end := self.buffer.find(b"\n")) < 0:
             self._fill(deadline)
         header = json.loads(self.buffer[:end])
@@ -102,7 +113,14 @@ def decode(
     InvalidDicomError
         What `read_file` raised; or the worker crashed, ran out of time or memory.
     """
-    request = {"name": name, "key": key.hex() if key else "", "insist": insist, "limits": limits}
+    seconds = min(MOST_CPU_SECONDS, max(CPU_SECONDS, CPU_SECONDS_PER_MB * len(content) / 1e6))
+    request = {
+        "name": name,
+        "key": key.hex() if key else "",
+        "insist": insist,
+        "limits": limits,
+        "cpu_seconds": seconds,
+    }
     with _slots:
         with _lock:
             worker = _idle.pop() if _idle else None
@@ -115,10 +133,21 @@ def decode(
             raise
         except TimeoutError as error:
             worker.close()
-            raise InvalidDicomError(f"{name}: decoding it took too long and was stopped") from error
+            raise InvalidDicomError(
+                f"{name}: decoding it took too long and was stopped ({seconds + STEP_SECONDS:.0f} s for one step)"
+            ) from error
+        except TooLargeError as error:
+            worker.close()
+            raise InvalidDicomError(
+                f"{name}: takes more than {limits['max_bytes'] / 1e6:,.0f} MB when decoded (dicom.max_archive_mb)"
+            ) from error
         except (EOFError, BrokenPipeError, ConnectionError, ValueError, KeyError) as error:
             worker.close()
-            raise InvalidDicomError(f"{name}: the decoder crashed or ran out of time or memory on it") from error
+            if worker.process.returncode == -getattr(signal, "SIGPROF", 0):
+                why = f"decoding it takes more processor time than a file may ({seconds:.1f} s for one step)"
+            else:
+                why = "the decoder crashed on it or ran out of memory"
+            raise InvalidDicomError(f"{name}: {why}") from error
         except BaseException:  # an interrupt between request and answer: the stream is out of step
             worker.close()
             raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,8 @@ def read_series(content: bytes, name: str, settings: Settings, *, insist: bool =
     Raises
     ------
     InvalidDicomError
-        A single file that cannot be used, a broken or dangerous zip, too many slices, or nothing usable in it.
+        A single file that cannot be used or that a folder would set aside, a broken or dangerous zip, too many slices,
+        or nothing usable in it.
     """
     name = _last_component(name)
     limit = int(settings.dicom.max_archive_mb * 1e6)
@@ -88,8 +88,13 @@ def read_series(content: bytes, name: str, settings: Settings, *, insist: bool =
         )
     if is_zip(content):
         return read_files(_unzip(content, name, settings), name, settings, insist=insist)
-    frames = _read_one(content, name, settings, insist)
-    return build_reading(frames, [], insist=insist)
+    reading = build_reading(_read_one(content, name, settings, insist), [], insist=insist)
+    if not reading.series:
+        reasons = "; ".join(dict.fromkeys(aside.reason for aside in reading.set_aside))
+        raise InvalidDicomError(
+            f"{name}: set aside: {reasons}; insist if it is to be answered all the same (--insist, or Take everything)"
+        )
+    return reading
 
 
 def read_folder(folder: Path, settings: Settings, *, insist: bool = False) -> Reading:
@@ -160,10 +165,10 @@ def _unzip(content: bytes, name: str, settings: Settings) -> Iterator[tuple[str,
     limit = int(settings.dicom.max_archive_mb * 1e6)
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, UnicodeDecodeError) as error:
+        entries = [e for e in archive.infolist() if not e.is_dir()]
+    except Exception as error:  # zipfile raises whatever a damaged directory leads it to
         raise InvalidDicomError(f"{name}: the zip is damaged or cut short ({error})") from error
     with archive:
-        entries = [e for e in archive.infolist() if not e.is_dir()]
         most = settings.dicom.max_slices * MAX_ENTRIES_PER_SLICE
         if len(entries) > most:
             raise InvalidDicomError(f"{name}: {len(entries):,} files in the zip, the limit is {most:,}")
@@ -186,7 +191,7 @@ def _unzip(content: bytes, name: str, settings: Settings) -> Iterator[tuple[str,
             try:
                 with archive.open(entry) as file:
                     data = file.read(left + 1)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+            except Exception as error:  # each decompressor has errors of its own
                 raise InvalidDicomError(f"{name}: {entry.filename[-80:]!r} in the zip is damaged ({error})") from error
             left -= len(data)
             if left < 0:  # the directory lied about sizes
@@ -274,12 +279,15 @@ def _frame(
         label=known_words(header["free_text"]),
         plane=part["plane"],
         cosines=tuple(part["cosines"]) if part["cosines"] else None,
-        position_mm=part["position_mm"],
+        image_position=tuple(part["image_position"]) if part["image_position"] else None,
         instance_number=number,
         series_number=header["series_number"],
         image_type=tuple(part["image_type"]),
         echo_time=part["echo_time"],
         temporal=part["temporal"],
+        inversion_time=part["inversion_time"],
+        acquisition=part["acquisition"],
+        trigger_time=part["trigger_time"],
         aside_reason=reason,
         file_name=name,
         removed=tuple(header["removed"]),

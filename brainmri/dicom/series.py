@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from brainmri.dicom import geometry
 from brainmri.dicom.windows import Window
 from brainmri.types import CLASS_TITLES, NO_TUMOR, MRISlice
 
@@ -20,8 +21,22 @@ _KNOWN_WORDS = re.compile(
     r"(?![a-z0-9])",
     re.IGNORECASE,
 )
+_WITHOUT = re.compile(
+    r"(?<![a-z])(no|non|not|without|w/?o|ohne|sans|sin|senza)[\s/]+(iv\s+)?"
+    r"(post|gd|gad|\+c|ce|contrast)(\s+(gd|gad|\+c|ce|contrast))?(?![a-z0-9])",
+    re.IGNORECASE,
+)
 _LOCALISER = re.compile(r"(?<![a-z])(locali[sz]er|scout|survey|3[- ]?plane|plane[- ]?loc|loc)(?![a-z])", re.IGNORECASE)
 _DIFFUSION = re.compile(r"(?<![a-z])(dwi|dti|adc|diff(usion)?|trace[w]?|ep_b\d*)(?![a-z])", re.IGNORECASE)
+
+_TELLING = {
+    "image_type": "image type",
+    "inversion_time": "inversion time",
+    "acquisition": "acquisition",
+    "trigger_time": "trigger time",
+}
+"""What tells images at one place apart: attribute of `DicomFrame`, and what a reader calls it."""
+_SAME_PLACE_MM = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,16 @@ class DicomFrame:
         The file's own, in its order.
     inverted : bool
         MONOCHROME1.
+    image_position : tuple of three floats or None
+        Image Position (Patient), millimetres.
     position_mm : float or None
-        Along the stack's normal, towards the patient's left, back or head.
+        Along the stack's normal, towards the patient's left, back or head; None outside a stack.
+    image_type : tuple of str
+        Image Type, Frame Type and Complex Image Component.
+    echo_time, inversion_time, trigger_time : float or None
+        Milliseconds.
+    temporal, acquisition : float or None
+        Temporal position and acquisition number.
     file_name : str
         As it came; for this session's eyes only, because file names hold patients' names.
     removed : tuple of dict
@@ -59,14 +82,18 @@ class DicomFrame:
     label: str
     plane: str | None
     cosines: tuple[float, ...] | None
-    position_mm: float | None
+    image_position: tuple[float, float, float] | None
     instance_number: int | None
     series_number: int | None
     image_type: tuple[str, ...]
     echo_time: float | None
     temporal: float | None
+    inversion_time: float | None
+    acquisition: float | None
+    trigger_time: float | None
     aside_reason: str | None
     file_name: str
+    position_mm: float | None = None
     removed: tuple[dict, ...] = ()
     patient: dict | None = None
 
@@ -77,7 +104,7 @@ class DicomFrame:
 
 @dataclass(frozen=True)
 class Series:
-    """Frames of one stack in anatomical order: right to left, front to back or feet to head."""
+    """Frames of one stack in anatomical order: right to left, front to back or feet to head; one at each place."""
 
     uid: str
     study_uid: str
@@ -131,8 +158,12 @@ class Reading:
 
 
 def known_words(text: str) -> str:
-    """Keep only words from a fixed list of sequence and plane names: free text may name the patient."""
-    words = [match.group(0).upper() for match in _KNOWN_WORDS.finditer(text.replace("_", " ").replace("-", " "))]
+    """Keep only words from a fixed list of sequence and plane names: free text may name the patient.
+
+    Contrast that a text says there was none of is left out.
+    """
+    text = _WITHOUT.sub(" ", text.replace("_", " ").replace("-", " "))
+    words = [match.group(0).upper() for match in _KNOWN_WORDS.finditer(text)]
     return " ".join(dict.fromkeys(words))
 
 
@@ -166,37 +197,17 @@ def build_reading(frames: Sequence[DicomFrame], set_aside: list[SetAside], *, in
     Derived images are taken, with a note, where the upload holds nothing else: converted and anonymised archives mark
     every image so.
     """
-    unique: list[DicomFrame] = []
-    seen: dict[tuple[str, int | None], str] = {}
-    for frame in frames:
-        identity = (frame.slice.sop_instance_uid or frame.slice.sha256, frame.slice.frame)
-        if identity in seen:
-            set_aside.append(SetAside(frame.file_name, f"a repeat of {seen[identity]}"))
-            continue
-        seen[identity] = frame.file_name
-        unique.append(frame)
-    several = len({frame.file_name for frame in unique}) > 1
+    unique = _without_repeats(frames, set_aside)
     kept = [f for f in unique if f.aside_reason is None or insist]
-    if not kept:
-        last_resort = [f for f in unique if not several or (f.aside_reason or "").startswith(("derived", "secondary"))]
-        kept = [
-            replace(
-                f, slice=replace(f.slice, notes=(*f.slice.notes, f"{f.aside_reason}; taken, there is nothing else"))
-            )
-            for f in last_resort
-        ]
-    taken = {(f.slice.sop_instance_uid or f.slice.sha256, f.slice.frame) for f in kept}
-    aside: dict[tuple[str, str], int] = defaultdict(int)
-    for frame in unique:
-        if (frame.slice.sop_instance_uid or frame.slice.sha256, frame.slice.frame) not in taken:
-            aside[frame.file_name, frame.aside_reason or "not taken"] += 1
+    last_resort = not kept
+    if last_resort:
+        kept = [f for f in unique if (f.aside_reason or "").startswith(("derived", "secondary"))]
+    taken = {id(f) for f in kept}
+    aside = Counter((f.file_name, f.aside_reason or "not taken") for f in unique if id(f) not in taken)
     set_aside += [SetAside(n, reason + (f", {k} frames" if k > 1 else "")) for (n, reason), k in aside.items()]
-    stacks: dict[tuple, list[DicomFrame]] = defaultdict(list)
-    for frame in kept:
-        orientation = None if frame.cosines is None else tuple(np.round(frame.cosines, 2) + 0.0)
-        series = (frame.patient_id, frame.study_uid, frame.series_uid)  # UIDs may be missing, and be another's then
-        stacks[*series, orientation, frame.slice.pixels.shape, frame.echo_time, frame.temporal].append(frame)
-    found = [_stack(members) for members in stacks.values()]
+    if last_resort:
+        kept = [_noted(f, f"{f.aside_reason}; taken, there is nothing else") for f in kept]
+    found = [_stack(members, notes) for group in _similar(kept) for members, notes in _apart(_placed(group))]
     found.sort(key=lambda s: (-len(s.frames), s.frames[0].series_number or 0, s.uid))
     removed: dict[tuple[str, str], int] = defaultdict(int)
     for taken_once in {f.slice.sha256: f for f in frames}.values():
@@ -206,24 +217,140 @@ def build_reading(frames: Sequence[DicomFrame], set_aside: list[SetAside], *, in
     return Reading(tuple(found), tuple(set_aside), total)
 
 
-def _stack(members: list[DicomFrame]) -> Series:
-    notes: list[str] = []
+def _without_repeats(frames: Sequence[DicomFrame], set_aside: list[SetAside]) -> list[DicomFrame]:
+    """Frames but for those that came before, under their own UID or, the same in all but that, under a new one."""
+    unique: list[DicomFrame] = []
+    seen: dict[tuple, list[DicomFrame]] = defaultdict(list)
+    for frame in frames:
+        identity = (frame.slice.sop_instance_uid or frame.slice.sha256, frame.slice.frame)
+        keys: list[tuple] = [identity]
+        if frame.image_position is not None:
+            series = (frame.patient_id, frame.study_uid, frame.series_uid, frame.slice.frame)
+            told = (frame.image_position, frame.cosines, frame.echo_time, frame.temporal, frame.aside_reason)
+            keys.append((*series, *told, *(getattr(frame, name) for name in _TELLING)))
+        same = next((f for key in keys for f in seen[key] if _is_same_picture(f, frame)), None)
+        if same is not None:
+            set_aside.append(SetAside(frame.file_name, f"a repeat of {same.file_name}"))
+            continue
+        for key in keys:
+            seen[key].append(frame)
+        if len(seen[identity]) > 1:  # of two pictures with one UID the second has none
+            frame = _noted(frame, "another picture has the same SOP Instance UID")
+            frame = replace(frame, slice=replace(frame.slice, sop_instance_uid=None))
+        unique.append(frame)
+    return unique
+
+
+def _is_same_picture(a: DicomFrame, b: DicomFrame) -> bool:
+    return a.image_position == b.image_position and np.array_equal(a.values, b.values)
+
+
+def _noted(frame: DicomFrame, note: str) -> DicomFrame:
+    return replace(frame, slice=replace(frame.slice, notes=(*frame.slice.notes, note)))
+
+
+def _similar(frames: Sequence[DicomFrame]) -> list[list[DicomFrame]]:
+    """Frames of one series, size, orientation, echo and temporal position; scanners jitter about the last digits."""
+    groups: dict[tuple, list[list[DicomFrame]]] = defaultdict(list)
+    for frame in frames:
+        # UIDs may be missing, and be another's then.
+        key = (frame.patient_id, frame.study_uid, frame.series_uid, frame.slice.pixels.shape, frame.temporal)
+        for group in groups[key]:
+            if _close(group[0].cosines, frame.cosines, 0.02) and _close_echo(group[0].echo_time, frame.echo_time):
+                group.append(frame)
+                break
+        else:
+            groups[key].append([frame])
+    return [group for similar in groups.values() for group in similar]
+
+
+def _close(a: Sequence[float] | None, b: Sequence[float] | None, by: float) -> bool:
+    if a is None or b is None:
+        return a is b
+    return all(abs(x - y) <= by for x, y in zip(a, b, strict=True))
+
+
+def _close_echo(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return abs(a - b) <= max(0.5, 0.02 * a)
+
+
+def _placed(group: Sequence[DicomFrame]) -> list[DicomFrame]:
+    """The frames with their positions along the normal that is the whole group's; equal ones are the same place."""
+    cosines = group[0].cosines
+    if cosines is None:
+        return list(group)
+    normal = geometry.stack_normal(np.reshape(cosines, (2, 3)))
+    positions = [None if f.image_position is None else float(normal @ f.image_position) for f in group]
+    places: dict[float, float] = {}
+    last = -np.inf
+    for position in sorted(p for p in positions if p is not None):
+        last = position if position - last > _SAME_PLACE_MM else last
+        places[position] = last
+    return [replace(f, position_mm=None if p is None else places[p]) for f, p in zip(group, positions, strict=True)]
+
+
+def _apart(group: list[DicomFrame], notes: tuple[str, ...] = ()) -> list[tuple[list[DicomFrame], tuple[str, ...]]]:
+    """Split a group that holds several images at one place, such as magnitude and phase, into stacks that hold one.
+
+    By the first attribute with a value that is there at all places. Else the first image of each place makes a stack,
+    the second another one: numbers may differ between slices of one stack, too, which a split by value would tear.
+
+    Returns
+    -------
+    list of (frames, notes)
+        The notes say what is peculiar to a stack.
+    """
+    at = _images_at(group)
+    most = max(at.values(), default=1)
+    if most == 1:
+        return [(group, notes)]
+    for name, title in _TELLING.items():
+        by_value: dict[Any, list[DicomFrame]] = defaultdict(list)
+        for frame in group:
+            by_value[getattr(frame, name)].append(frame)
+        counts = [_images_at(part) for part in by_value.values()]
+        is_everywhere = any(c.keys() == at.keys() for c in counts)
+        if len(counts) > 1 and is_everywhere and sum(max(c.values(), default=0) for c in counts) == most:
+            found = []
+            for value, part in by_value.items():
+                said = "\\".join(value) if isinstance(value, tuple) else "none" if value is None else f"{value:g}"
+                found += _apart(part, (*notes, f"one of several images at each place: {title} {said}"))
+            return found
+    layers: list[list[DicomFrame]] = [[] for _ in range(most)]
+    seen: Counter[float | None] = Counter()
+    for frame in sorted(group, key=_telling_order):
+        layers[seen[frame.position_mm]].append(frame)
+        seen[frame.position_mm] += frame.position_mm is not None
+    return [(layer, (*notes, f"number {k} of several images at one place")) for k, layer in enumerate(layers, 1)]
+
+
+def _images_at(frames: Sequence[DicomFrame]) -> Counter[float]:
+    """Number of images at each place."""
+    return Counter(f.position_mm for f in frames if f.position_mm is not None)
+
+
+def _telling_order(frame: DicomFrame) -> tuple:
+    numbers = (frame.echo_time, frame.inversion_time, frame.acquisition, frame.trigger_time)
+    return (*(number or 0.0 for number in numbers), *_number_order(frame))
+
+
+def _stack(members: list[DicomFrame], notes: tuple[str, ...]) -> Series:
     positions = [f.position_mm for f in members]
     known = [p for p in positions if p is not None]
     if len(known) == len(members):
-        members = sorted(members, key=lambda f: (round(f.position_mm or 0.0, 3), *_number_order(f)))
+        members = sorted(members, key=lambda f: f.position_mm or 0.0)
         steps = np.diff(sorted(known))
-        if len(steps) and np.any(steps < 1e-3):
-            notes.append("some slices lie at the same place; they follow one another by number")
-        elif len(steps) > 1 and steps.max() > 1.5 * np.median(steps):
-            notes.append(f"the stack has gaps: steps of {np.median(steps):.1f} to {steps.max():.1f} mm")
+        if len(steps) > 1 and steps.max() > 1.5 * np.median(steps):
+            notes += (f"the stack has gaps: steps of {np.median(steps):.1f} to {steps.max():.1f} mm",)
     else:
         members = sorted(members, key=_number_order)
         if len(members) > 1:
-            notes.append("positions are missing: ordered by instance number, which need not be anatomical")
+            notes += ("positions are missing: ordered by instance number, which need not be anatomical",)
     first = members[0]
     label = first.label or f"Series {first.series_number or ''}".strip()
-    return Series(first.series_uid, first.study_uid, first.patient_id, label, first.plane, tuple(members), tuple(notes))
+    return Series(first.series_uid, first.study_uid, first.patient_id, label, first.plane, tuple(members), notes)
 
 
 def _number_order(frame: DicomFrame) -> tuple[int, int, str]:
@@ -296,7 +423,8 @@ def answer_series(answers: Sequence[SliceAnswer], *, min_run: int = MIN_RUN) -> 
     """Put the answers to a stack's slices together, in stack order.
 
     A rule, not a probability: neighbouring slices are not independent, and the network was calibrated on single
-    slices. Undecided and rejected slices break a run.
+    slices. Undecided and rejected slices break a run. No two answers are about one place: a `Series` holds one image of
+    each.
 
     Parameters
     ----------

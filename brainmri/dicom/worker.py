@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 MEMORY_LIMIT = 3 * 2**30
-CPU_SECONDS_PER_STEP = 3.0
 
 
 def main() -> None:
@@ -36,7 +35,7 @@ def main() -> None:
         steps = read_file(content, header["name"], key=key, insist=header["insist"], limits=Limits(**header["limits"]))
         try:
             while True:
-                _limit_cpu(CPU_SECONDS_PER_STEP)
+                _limit_cpu(header["cpu_seconds"])
                 item = next(steps, None)
                 _limit_cpu(0)
                 if item is None:

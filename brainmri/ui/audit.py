@@ -301,7 +301,7 @@ def _pairs(found: Audit) -> None:
     if shown.empty:
         return
     pages = -(-len(shown) // PAIRS_A_PAGE)
-    number = st.number_input(f"Page of {pages:,}", 1, pages, 1, key="audit.page", width=220) if pages > 1 else 1
+    number = min(st.pagination(pages, key="audit.page"), pages) if pages > 1 else 1
     part = shown.iloc[(number - 1) * PAIRS_A_PAGE : number * PAIRS_A_PAGE]
     if any(_picture(found, path) for path in part["first"]):
         with st.container(horizontal=True, gap="small"):

@@ -23,6 +23,7 @@ from brainmri.evaluation import (
     operating_point,
     predictive_values,
 )
+from brainmri.look import DECISION_TITLES
 from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
 from brainmri.types import CLASS_TITLES
 from brainmri.ui import state
@@ -63,7 +64,7 @@ def show() -> None:
         )
         return
     run, same_model = _choose(found)
-    _headline(run)
+    _headline(run, found)
     _side_by_side(same_model)
     tabs = st.tabs(list(_TABS), key="evaluation.tab", on_change="rerun")
     sections = (_classes, _tumour, _probabilities, _gate, _errors, _subgroups, _shortcuts, _compare, _export)
@@ -157,46 +158,32 @@ def _with_interval(value: Any, interval: Any) -> str:
 # --- headline and undefined -------------------------------------------------------------------------------------------
 
 
-def _headline(run: Run) -> None:
-    """What this run measures; what it cannot measure is listed below with the reason."""
+def _headline(run: Run, found: list[Run]) -> None:
+    """What this run measures and what flatters it; what it cannot measure is listed below with the reason."""
     m, undefined = run.metrics, run.metrics["undefined"]
     st.subheader(run.title, anchor=False)
     binary, gate, spans = m["tumour_vs_none"], m.get("gate") or {}, m["intervals"]
-    two_sided = binary["roc_auc"] is not None
-    baseline = m.get("baseline") or {}
+    called, baseline = binary["called"], m.get("baseline") or {}
     figures = [
         ("Accuracy", m["accuracy"], spans.get("accuracy")),
         ("Nearest neighbour's accuracy", baseline.get("accuracy"), baseline.get("interval")),
-        ("Macro AUC", m["roc_auc"]["macro"], spans.get("roc_auc_macro")),
-        ("AUC, tumour or none", binary["roc_auc"], binary["intervals"].get("roc_auc")),
-    ]
-    if not two_sided:
-        figures += [
-            ("Tumours found", binary["called"]["sensitivity"], binary["intervals"].get("called_sensitivity")),
-            ("No tumour recognised", binary["called"]["specificity"], binary["intervals"].get("called_specificity")),
-        ]
-    figures += [
-        ("Accuracy of what was decided", gate.get("accuracy_decided"), gate.get("accuracy_decided_interval")),
-        ("Decided", gate.get("decided_share"), gate.get("decided_interval")),
+        ("Tumours found", called["sensitivity"], binary["intervals"].get("called_sensitivity")),
+        ("No tumour recognised", called["specificity"], binary["intervals"].get("called_specificity")),
     ]
     if m.get("kinds"):
         figures = []
         _kinds(run)
     elif not m["n_typed"]:
-        figures.insert(0, ("Rejected as no brain MRI", gate.get("rejected_share"), gate.get("rejected_interval")))
+        figures.insert(0, ("Rejected", gate.get("rejected_share"), gate.get("rejected_interval")))
     with st.container(horizontal=True, gap="small"):
         for title, value, interval in figures:
             if value is not None:
-                _metric(title, value, interval)
+                _metric(title, value, interval, help=_HELP[title])
         if not m["n_typed"] and binary.get("tumour_groups"):
             groups = f"{binary['tumour_groups_found']:,} of {binary['tumour_groups']:,}"
             st.metric("Groups whose tumour is found", groups, border=True, width="content", help=_GROUPS)
-    if baseline and m["accuracy"] is not None and (spans.get("accuracy") or [m["accuracy"]])[0] <= baseline["accuracy"]:
-        st.warning(
-            f"The nearest neighbour, which learns nothing, reaches {baseline['accuracy']:.3f} here, and this model is "
-            "not clearly above it: what is shown here may be memory, not skill.",
-            icon=":material/warning:",
-        )
+    if warnings := _flattered(run, found):
+        st.warning("  \n".join(warnings), icon=":material/warning:")
     if "intervals" in undefined:
         st.caption(f"No intervals: {_words(undefined['intervals'])}.")
     if undefined:
@@ -204,6 +191,46 @@ def _headline(run: Run) -> None:
         with st.expander(title, icon=":material/block:"):
             for name, reason in undefined.items():
                 st.markdown(f"- **{_words(name.replace('_', ' '))}**: undefined because {_words(reason)}")
+
+
+_HELP = {
+    "Accuracy": "Share of the images whose likeliest class is the true one, whether or not it was given as an answer.",
+    "Nearest neighbour's accuracy": "The label of the most similar training thumbnail: what memory alone reaches.",
+    "Tumours found": "Sensitivity: share of the tumours whose likeliest class is a tumour, of whatever type.",
+    "No tumour recognised": "Specificity: share of the images without a tumour whose likeliest class is no tumour.",
+    "Rejected": "Share turned away as no brain MRI.",
+}
+
+
+def _flattered(run: Run, found: list[Run]) -> list[str]:
+    """What the figures may owe to the data: to memory, and to sources that give the label away."""
+    m, said = run.metrics, []
+    part = {r["value"]: r["n"] for r in m.get("subgroups") or [] if r["column"] == "seen_in_training"}
+    if seen := part.get("yes"):
+        said.append(f"{seen:,} of the {sum(part.values()):,} images show a slice that was in training.")
+    baseline, span = m.get("baseline"), m["intervals"].get("accuracy")
+    if baseline and m["accuracy"] is not None and (span or [m["accuracy"]])[0] <= baseline["accuracy"]:
+        said.append(
+            f"The nearest neighbour, which learns nothing, reaches {baseline['accuracy']:.3f} here, and this model is "
+            "not clearly above it: what is shown here may be memory, not skill."
+        )
+    data, area = m["data"]["name"], m["tumour_vs_none"]["roc_auc"]
+    holders = [r for r in (run, *found) if r.metrics["data"]["name"] == data and _blind_area(r) is not None]
+    if holders and area is not None:
+        where = "" if holders[0].split_title == run.split_title else f" on {holders[0].split_title}"
+        said.append(
+            "Tumour or none is easy to tell here: a random forest that sees nothing but size, border and brightness "
+            f"reaches an AUC of {_blind_area(holders[0]):.3f}{where}, the network {area:.3f}. Tumours and healthy "
+            "pictures come from different collections. What the network knows of tumours shows within one source: the "
+            "lgg run, and the tab Shortcuts."
+        )
+    return said
+
+
+def _blind_area(run: Run) -> float | None:
+    """AUC, tumour or none, of a random forest that sees no brain."""
+    blind = (run.metrics.get("shortcuts") or {}).get("blind") or {}
+    return (blind.get("statistics") or {}).get("tumour_roc_auc")
 
 
 def _kinds(run: Run) -> None:
@@ -236,14 +263,25 @@ def _words(text: str) -> str:
     return plain(text.replace("roc auc", "AUC"))
 
 
-def _metric(title: str, value: float | None, interval: Any = None, reason: str | None = None) -> None:
+def _metric(
+    title: str, value: float | None, interval: Any = None, reason: str | None = None, help: str | None = None
+) -> None:
     """A figure with its interval, or that it is undefined and why."""
     if value is None:
         why = _words(reason or "of no data")
         st.metric(title, "undefined", border=True, width="content", help=f"Undefined because {why}.")
         return
     span = f"95 %: {interval[0]:.3f} – {interval[1]:.3f}" if interval else None
-    st.metric(title, f"{value:.3f}", delta=span, delta_color="off", delta_arrow="off", border=True, width="content")
+    st.metric(
+        title,
+        f"{value:.3f}",
+        delta=span,
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        width="content",
+        help=help,
+    )
 
 
 def _undefined(run: Run, *names: str) -> None:
@@ -278,6 +316,8 @@ def _classes(run: Run, found: list[Run]) -> None:
     with right:
         for title, name in (("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "macro_f1")):
             _metric(title, m[name], m["intervals"].get(name), m["undefined"].get(name))
+        if m["roc_auc"]["macro"] is not None:
+            _metric("Macro AUC", m["roc_auc"]["macro"], m["intervals"].get("roc_auc_macro"))
     st.markdown("**Classification report**")
     rows = []
     for name, row in m["per_class"].items():
@@ -302,15 +342,10 @@ def _classes(run: Run, found: list[Run]) -> None:
 
 def _tumour(run: Run, found: list[Run]) -> None:
     binary = run.metrics["tumour_vs_none"]
-    st.caption("Score: 1 - p(no tumour). Tumours of unknown type take part. Figures are of slices, not of patients.")
-    blind = ((run.metrics.get("shortcuts") or {}).get("blind") or {}).get("statistics") or {}
-    if blind.get("tumour_roc_auc") is not None:
-        st.warning(
-            f"A random forest that sees nothing but size, border and brightness reaches an AUC of "
-            f"{blind['tumour_roc_auc']:.3f} here: tumours and healthy pictures come from different collections. What "
-            "the network knows of tumours shows within one source: the lgg run, and the tab Shortcuts.",
-            icon=":material/warning:",
-        )
+    st.caption(
+        "By the probability of a tumour, 1 - p(no tumour). Tumours of unknown type take part. Figures are of slices, "
+        "not of patients."
+    )
     if not binary.get("curve"):
         with st.container(horizontal=True):
             for kind in ("sensitivity", "specificity"):
@@ -371,6 +406,7 @@ def _tumour(run: Run, found: list[Run]) -> None:
             )
     with right:
         _chart(displays.chart_operating_point(run.metrics, chosen))
+        _metric("AUC, tumour or none", binary["roc_auc"], binary["intervals"].get("roc_auc"))
     called = binary["called"]
     st.caption(
         "By likeliest class: "
@@ -444,7 +480,8 @@ def _sets(row: dict[str, Any]) -> dict[str, str]:
 
 def _answers(answers: dict[str, dict[str, int]]) -> pd.DataFrame:
     """A line a true class, a column an answer; how many images."""
-    columns = {**CLASS_TITLES, "undecided": "Undecided", "rejected": "Not a brain MRI"}
+    # What a narrow screen shows first: on what the reader gets no class.
+    columns = {d: DECISION_TITLES[d] for d in ("undecided", "rejected")} | CLASS_TITLES
     rows = [
         {"True class": CLASS_TITLES.get(label, "Tumour of unknown type")}
         | {title: f"{told.get(name, 0):,}" for name, title in columns.items()}
@@ -457,13 +494,20 @@ def _gate(run: Run, found: list[Run]) -> None:
     gate = run.metrics.get("gate")
     if gate:
         with st.container(horizontal=True, gap="small"):
-            for name, title in (("class", "A class"), ("undecided", "Undecided"), ("rejected", "Not a brain MRI")):
-                st.metric(title, f"{gate['counts'][name]:,}", border=True, width="content")
-            if not run.metrics.get("kinds"):  # these stand apart, above
-                _metric("Rejected share", gate["rejected_share"], gate["rejected_interval"])
+            for name, title in DECISION_TITLES.items():
+                n = gate["counts"][name]
+                # A share over kinds of pictures means nothing: those stand apart, above.
+                share = None if run.metrics.get("kinds") else f"{n / run.metrics['n']:.1%}"
+                st.metric(title, f"{n:,}", share, delta_color="off", delta_arrow="off", border=True, width="content")
             reason = run.metrics["undefined"].get("accuracy")
             _metric(
-                "Accuracy of what was accepted",
+                "Accuracy of what was answered",
+                gate.get("accuracy_decided"),
+                gate.get("accuracy_decided_interval"),
+                reason,
+            )
+            _metric(
+                "Accuracy of what was not rejected",
                 gate["accuracy_accepted"],
                 gate.get("accuracy_accepted_interval"),
                 reason,
@@ -505,7 +549,7 @@ def _gate(run: Run, found: list[Run]) -> None:
                 "Kind": displays.value_title("kind", kind),
                 "n": f"{row['n']:,}",
                 "Rejected": f"{row['rejected_share']:.1%}",
-                "Colour ignored": _percent(row.get("rejected_share_colour_ignored")),
+                "Grey only": _percent(row.get("rejected_share_colour_ignored")),
             }
             for kind, row in holder.metrics.get("kinds", {}).items()
         ]
@@ -515,12 +559,12 @@ def _gate(run: Run, found: list[Run]) -> None:
                     "Kind": "clean test (brain MRI)",
                     "n": "–",
                     "Rejected": f"{holder.metrics['clean_test_rejected']:.1%}",
-                    "Colour ignored": "–",
+                    "Grey only": "–",
                 }
             )
         st.dataframe(pd.DataFrame(rows), hide_index=True)
         st.caption(
-            "“Colour ignored”: by the learned gate alone, as if each file were grey. The slices of a healthy head are "
+            "“Grey only”: by the learned gate alone, as if each file were grey. The slices of a healthy head are "
             "from another scanner; they and the synthetic samples should pass."
         )
 
@@ -573,9 +617,9 @@ def _errors(run: Run, found: list[Run]) -> None:
         return
     config: dict[str, Any] = {
         "p_predicted": st.column_config.ProgressColumn(
-            "p(called)", min_value=0, max_value=1, format="%.3f", width="small"
+            "Probability", min_value=0, max_value=1, format="%.3f", width="small"
         ),
-        "p_label": st.column_config.NumberColumn("p(true)", format="%.3f"),
+        "p_label": st.column_config.NumberColumn("Probability of true", format="%.3f"),
         "ood_score": st.column_config.NumberColumn(
             "distance", format="%.2f", help="From the training data, as the gate measures it; rejected beyond 1."
         ),
@@ -585,12 +629,12 @@ def _errors(run: Run, found: list[Run]) -> None:
         "set_95": "95 % set",
     }
     st.dataframe(_in_words(shown), hide_index=True, column_config=config, height=280)
+    if run.metrics["data"].get("split_column") == "clean_split":
+        st.caption(
+            "The clean split divides the Kaggle folders anew: a path may say Training and its image be in the test."
+        )
     pages = -(-len(shown) // ERRORS_A_PAGE)
-    number = (
-        st.number_input(f"Pictures, page of {pages:,}", 1, pages, 1, key=f"evaluation.page.{run.id}", width=220)
-        if pages > 1
-        else 1
-    )
+    number = min(st.pagination(pages, key=f"evaluation.page.{run.id}"), pages) if pages > 1 else 1
     part = shown.iloc[(number - 1) * ERRORS_A_PAGE : number * ERRORS_A_PAGE]
     files = [_picture(run, path) for path in part["path"]]
     if not any(files):
@@ -622,8 +666,9 @@ def _gallery(part: pd.DataFrame, files: list[Path | None]) -> None:
             with st.container(width=220):
                 if file is not None:
                     st.image(thumbnail(str(file)), width="stretch")
-                st.markdown(f"**{_title(row['predicted'])}** {row['p_predicted']:.0%}")
-                st.caption(f"is {_title(row['label']).lower()} · {plain(Path(row['path']).name)}")
+                st.markdown(f"**{_title(row['predicted'])}** {row['p_predicted']:.1%}")
+                decision = f"{DECISION_TITLES[row['decision']]} · " if "decision" in row else ""
+                st.caption(f"{decision}is {_title(row['label']).lower()}  \n{plain(Path(row['path']).name)}")
 
 
 def _title(label: str) -> str:
@@ -932,7 +977,7 @@ def _compare(run: Run, found: list[Run]) -> None:
     if changed.empty:
         return
     probability = {
-        name: st.column_config.NumberColumn(f"its p, {name.removeprefix('p_')}", format="%.3f")
+        name: st.column_config.NumberColumn(f"Probability, {name.removeprefix('p_')}", format="%.3f")
         for name in ("p_first", "p_second")
     }
     st.dataframe(

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from brainmri.explain import CONVOLUTIONS, METHODS, explain
 from brainmri.explain.brain import brain_mask
 from brainmri.explain.figures import MOST_ON_A_PAGE, as_bytes, as_npz, explanation_page, rejection
 from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, PEAK_SUBSETS, SIZES, title_of
+from brainmri.look import DECISION_TITLES
 from brainmri.model import FEATURE_LAYER, read_card
 from brainmri.pipeline import analyse, read_slices
 from brainmri.storage import open_record, save_record, utc_now
@@ -108,7 +109,7 @@ def show_maps(user: User) -> None:
 
 
 def _choose_case(user: User) -> Case | None:
-    slices = pick_slice("heatmaps")
+    slices = pick_slice("heatmaps", blind=bool(st.session_state.get("heatmaps.reading")))
     masked = _pick_masked()
     sources = st.session_state.get("heatmaps.sources", [])
     if masked is not None:
@@ -246,16 +247,17 @@ def _analyse(case: Case) -> Analysis:
 def _show_answer(analysis: Analysis, given: str | None) -> None:
     first = max(analysis.probabilities, key=analysis.probabilities.__getitem__)
     with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
-        shown = {"undecided": "Undecided", "rejected": "Rejected"}.get(analysis.decision)
-        st.metric("The model says", shown or class_title(analysis.label), border=True, width="content")
+        shown = class_title(analysis.label) if analysis.label else DECISION_TITLES[analysis.decision]
+        st.metric("The model says", shown, border=True, width="content")
         if given is not None:
             st.metric("You said", readings.CLASS_VERDICTS[given], border=True, width="content")
         if analysis.decision != "rejected":
-            scores = " · ".join(f"{CLASS_TITLES[n]} **{p:.1%}**" for n, p in analysis.probabilities.items())
-            st.markdown(scores, width="content")
+            said = " · ".join(f"{CLASS_TITLES[n]} **{p:.1%}**" for n, p in analysis.probabilities.items())
+            st.markdown(said, width="content")
     if analysis.decision == "undecided":
         st.caption(
-            f"{undecided_reason(analysis.prediction_set)} The largest score is that of {class_title(first).lower()}."
+            f"{undecided_reason(analysis.prediction_set)} The largest probability is that of "
+            f"{class_title(first).lower()}."
         )
 
 
@@ -263,14 +265,16 @@ def _confirm_rejected(case: Case) -> bool:
     slot = f"heatmaps.rejected.{case.key}"
     if not st.session_state.get(slot):
         st.warning(
-            "This image was rejected as not a brain MRI. A map of a class would explain a score that means nothing "
-            "here.",
+            "**Rejected**  \nNot recognised as a brain MRI slice. A map of a class would explain a score that means "
+            "nothing here.",
             icon=":material/block:",
         )
         if not st.button("Explain it all the same", key=f"{slot}.button", icon=":material/warning:"):
             return False
         st.session_state[slot] = True
-    st.warning("Rejected as not a brain MRI: the maps below explain a score that means nothing here.")
+    st.warning(
+        "**Rejected**  \nNot recognised as a brain MRI slice: the maps below explain a score that means nothing here."
+    )
     return True
 
 
@@ -354,7 +358,8 @@ def _image_panel(case: Case, analysis: Analysis, *, title: str = "Image") -> Pan
 
 def _draw(case: Case, analysis: Analysis, explanations: Sequence[Explanation]) -> None:
     brain = _brain(case.key, case.mri_slice.pixels)
-    image = _image_panel(case, analysis)
+    crop = analysis.transform
+    image = replace(_image_panel(case, analysis), frame=(crop.top, crop.left, *crop.shape))
     panels = [image]
     for e in explanations:
         layer = "" if e.layer_name in (FEATURE_LAYER, "image") else f", {e.layer_name}"
@@ -367,12 +372,14 @@ def _draw(case: Case, analysis: Analysis, explanations: Sequence[Explanation]) -
                 brain=brain,
                 spacing_mm=image.spacing_mm,
                 orientation=image.orientation,
+                frame=image.frame,
                 caption=_peak_text(case, e),
                 badge=image.badge,
                 units=METHODS[e.method].units,
             )
         )
     canvas(panels, key="heatmaps.canvas", identity=case.key)
+    st.caption("The frame is the network's crop: it saw nothing outside, and maps end there.")
 
 
 def _peak_text(case: Case, e: Explanation) -> str:
@@ -405,7 +412,7 @@ def _export(case: Case, analysis: Analysis, explanations: Sequence[Explanation])
 
     with st.container(horizontal=True):
         for title, make, suffix, mime in (
-            ("PNG", picture, "png", "image/png"),
+            ("All maps (PNG)", picture, "png", "image/png"),
             ("NPZ (arrays)", arrays, "npz", "application/octet-stream"),
             ("One-page figure (PDF)", page, "pdf", "application/pdf"),
         ):
@@ -554,9 +561,14 @@ def show_trust() -> None:
             f"{right['n']} images; the middle of the head would in {right['baseline_centre']:.0%}."
         )
     st.dataframe(_peak_frame(result["peak_in_mask"]), hide_index=True)
+    networks = (
+        " n is of the networks in the order of their columns: each is right about other images. Only "
+        f"{plain(model.id)} answers here; a network “without masks” was trained without experts' outlines."
+    )
     st.caption(
         "Share of images whose Grad-CAM peak, for the predicted class, lies in the expert mask or within one cell of "
         "the 8 x 8 grid around it; in brackets the 95 % interval."
+        + (networks if len(result["peak_in_mask"]) > 1 else "")
     )
     subsets = result["localisation"]["subsets"]
     shown = [name for name in subsets if subsets[name]["n"]]

@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from brainmri.errors import BrainMRIError, StorageError
+from brainmri.look import DECISION_TITLES
 from brainmri.storage import (
     Record,
     attached_to,
@@ -26,7 +27,7 @@ from brainmri.storage import (
 )
 from brainmri.types import CLASS_NAMES
 from brainmri.ui import state
-from brainmri.ui.results import DECISION_TITLES, Answer, show_answer
+from brainmri.ui.results import Answer, show_answer
 from brainmri.ui.theme import browser_zone, class_title, link, local_time, plain, rows_key
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def show_list(user: User) -> None:
     first = (number - 1) * PAGE_SIZE + 1
     st.caption(f"{page.total:,} {'case' if page.total == 1 else 'cases'}, newest first; select a row to open it")
     event = st.dataframe(
-        _table(page.records, owners(state.database(), user) if sees_all(user) else None),
+        _table(page.records, owners(state.database(), user) if sees_all(user) else {}),
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
         height="content",
         column_config={
             "Case": st.column_config.NumberColumn(format="%d", width="small"),
-            "Confidence": st.column_config.ProgressColumn(format="%.1f %%", max_value=100),
+            "Probability": st.column_config.ProgressColumn(format="%.1f %%", max_value=100),
         },
         key=rows_key("history.table", [r.id for r in page.records]),
     )
@@ -144,7 +145,7 @@ def _filters(user: User) -> dict[str, Any]:
             key="history.decisions",
             **common,
         )
-        days = st.date_input("Days, from and to", value=(), key="history.days", **common)  # type: ignore[arg-type]
+        days = st.date_input("Days, from and to", value=(), format="YYYY-MM-DD", key="history.days", **common)  # type: ignore[arg-type]
         models = used_model_ids(state.database(), user)
         model_ids = st.multiselect("Model", models, key="history.models", **common) if len(models) > 1 else []
         names = owners(state.database(), user) if sees_all(user) else {}
@@ -182,14 +183,14 @@ def _span(days: tuple) -> tuple[datetime | None, datetime | None]:
     return since, until
 
 
-def _table(records: list[Record], names: dict[int, str] | None) -> pd.DataFrame:
+def _table(records: list[Record], names: dict[int, str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Case": [r.id for r in records],
-            "Name": [r.name for r in records],
-            **({"Owner": [names.get(r.user_id, "–") for r in records]} if names is not None else {}),
             "Answer": [class_title(r.label) if r.label else DECISION_TITLES[r.decision] for r in records],
-            "Confidence": [100 * r.probabilities[r.label] if r.label else None for r in records],
+            "Probability": [100 * r.probabilities[r.label] if r.label else None for r in records],
+            "Name": [r.name for r in records],
+            **({"Owner": [names.get(r.user_id, "–") for r in records]} if len(names) > 1 else {}),
             "When": [local_time(r.created_at) for r in records],
             "Model": [r.model_id for r in records],
         }

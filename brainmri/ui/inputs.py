@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Thread
@@ -13,13 +14,14 @@ from PIL import Image
 
 from brainmri import synthetic
 from brainmri.config import IGNORED_NAMES
-from brainmri.errors import BrainMRIError
+from brainmri.errors import BrainMRIError, StorageError
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, MRISlice
 from brainmri.ui import state
 from brainmri.ui.theme import local_time, plain
 
 if TYPE_CHECKING:
     from brainmri.dicom import SetAside
+    from brainmri.storage import Record
 
     Decoded = tuple[list[MRISlice], Sequence[SetAside]]
 
@@ -46,13 +48,15 @@ class Source:
     content: Callable[[], bytes | None]
 
 
-def pick_slice(key: str) -> list[MRISlice]:
-    """Let the reader choose one image: an upload, a sample or a case from History.
+def pick_slice(key: str, *, blind: bool = False) -> list[MRISlice]:
+    """Let the reader choose one image: an upload, a sample, a case from History or the one in the address.
 
     Parameters
     ----------
     key : str
         Prefix of the widgets' session keys; one chooser a key.
+    blind : bool
+        Offer samples and cases without names, which may hold the class.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def pick_slice(key: str) -> list[MRISlice]:
         Empty while nothing is chosen or the file cannot be read (which is then said on the page); several for a
         series or an archive.
     """
-    sources = pick_sources(key, multiple=False, history=True)
+    sources = pick_sources(key, multiple=False, history=True, blind=blind)
     if not sources:
         return []
     source = sources[0]
@@ -83,7 +87,7 @@ def show_set_aside(items: Sequence[SetAside]) -> None:
             st.markdown("\n".join(f"- {plain(f'{item.name}: {item.reason}')}" for item in items))
 
 
-def pick_sources(key: str, *, multiple: bool = True, history: bool = False) -> list[Source]:
+def pick_sources(key: str, *, multiple: bool = True, history: bool = False, blind: bool = False) -> list[Source]:
     """Draw the chooser and return what is chosen now; the last act wins, and it outlives a change of page.
 
     Parameters
@@ -92,16 +96,20 @@ def pick_sources(key: str, *, multiple: bool = True, history: bool = False) -> l
         Many files or a folder instead of one file.
     history : bool
         Offer the reader's newest cases too.
+    blind : bool
+        Offer samples and cases without names, which may hold the class.
     """
     _warm_up()
     _forget_other_readers(key)
+    if history:
+        _open_asked(key)
     left, right = st.columns([5, 6], gap="medium")
     with left:
         _upload(key, multiple)
         if history:
-            _history(key)
+            _history(key, blind)
     with right:
-        _samples(key)
+        _samples(key, blind)
     return st.session_state.get(f"{key}.sources", [])
 
 
@@ -123,6 +131,7 @@ def _forget_other_readers(key: str) -> None:
 def _choose(key: str, sources: list[Source], *, empty_uploader: bool = True) -> None:
     if empty_uploader:
         clear_sources(key)
+    st.query_params.pop("case", None)  # the case in the address is chosen no more
     st.session_state[f"{key}.sources"] = sources
 
 
@@ -149,15 +158,17 @@ def _upload(key: str, multiple: bool) -> None:
         wanted = [f for f in wanted if f.name.rsplit("/", 1)[-1].lower() not in IGNORED_NAMES]
         _choose(key, [_uploaded(f) for f in wanted], empty_uploader=False)
 
+    limit = max(1, int(uploads.max_size_mb))
     st.file_uploader(
         "MRI slices: PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or a zip of them"
         if multiple
         else "An MRI slice: PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM",
         accept_multiple_files="directory" if folder else multiple,
-        max_upload_size=max(1, int(uploads.max_size_mb)),
+        max_upload_size=limit,
         key=widget,
         on_change=changed,
     )
+    st.caption(f"A file that turns red is larger than {limit:,} MB and left out.")  # the server hears nothing of it
 
 
 def _uploaded(file) -> Source:
@@ -169,22 +180,26 @@ def _uploaded(file) -> Source:
     return Source(file.file_id, file.name, read, file.getvalue)
 
 
-def _samples(key: str) -> None:
+def _samples(key: str, blind: bool) -> None:
     st.markdown("**Try a sample**  \n:small[Synthetic images: no patient's, a lesion painted on template anatomy]")
     try:
         thumbnails = {label: _thumbnail(label) for label in CLASS_NAMES}
     except BrainMRIError as error:
         st.info(plain(str(error)), icon=":material/info:")
         return
+    labels = list(CLASS_NAMES)
+    if blind:
+        labels = st.session_state.setdefault(f"{key}.shuffled", random.sample(labels, len(labels)))
     with st.container(horizontal=True, gap="small", key=f"{key}_sample_grid"):
-        for label in CLASS_NAMES:
+        for number, label in enumerate(labels, start=1):
             with st.container(width=108, gap="xsmall"):
-                title = synthetic.sample(label).title
+                title = f"Sample {number}" if blind else synthetic.sample(label).title
                 st.image(thumbnails[label], width="stretch", alt=title, output_format="PNG")  # as it is, no JPEG of it
+                name = CLASS_TITLES[label].removesuffix(" tumour") if label != NO_TUMOR else CLASS_TITLES[label]
                 st.button(
-                    CLASS_TITLES[label].removesuffix(" tumour") if label != NO_TUMOR else CLASS_TITLES[label],
-                    key=f"{key}.sample.{label}",
-                    help=synthetic.sample(label).description,
+                    title if blind else name,
+                    key=f"{key}.sample.{number}" if blind else f"{key}.sample.{label}",
+                    help=None if blind else synthetic.sample(label).description,
                     width="stretch",
                     on_click=_choose_sample,
                     args=(key, label),
@@ -206,14 +221,43 @@ def _sampled(label: str, count: int) -> Source:
     return Source(f"sample-{label}-{count}", f"synthetic-{label}.png", read, content)
 
 
-def _history(key: str) -> None:
+def _open_asked(key: str) -> None:
+    """Choose the case in the address (``?case=``), which a link from another page sets."""
+    asked = st.query_params.get("case", "")
+    if not asked or [source.key for source in st.session_state.get(f"{key}.sources", [])] == [f"record-{asked}"]:
+        return
+    from brainmri.storage import may_see_images, open_record
+
+    user = state.current_user()
+    try:
+        record = open_record(state.database(), user, int(asked) if asked.isdecimal() and len(asked) < 19 else -1)
+    except StorageError:
+        st.warning(f"There is no case {plain(asked[:20])} among yours.", icon=":material/search_off:")
+        return
+    if may_see_images(state.settings(), user, record):
+        clear_sources(key)
+        st.session_state[f"{key}.sources"] = [_kept(record)]
+    else:
+        st.info("An administrator does not see other users' images.", icon=":material/visibility_off:")
+
+
+def _kept(record: Record) -> Source:
+    def read() -> Decoded:
+        from brainmri.storage import load_slice
+
+        return [load_slice(state.settings(), record)], ()
+
+    return Source(f"record-{record.id}", record.name, read, lambda: None)
+
+
+def _history(key: str, blind: bool) -> None:
     user = state.current_user()
     if user.id is None:
         return
-    from brainmri.storage import find_records, load_slice
+    from brainmri.storage import find_records
 
-    blind = user.role == "admin" and not state.settings().accounts.admin_sees_images
-    owner_id = user.id if blind else None  # asked of the query: the newest cases may all be others'
+    own_only = user.role == "admin" and not state.settings().accounts.admin_sees_images
+    owner_id = user.id if own_only else None  # asked of the query: the newest cases may all be others'
     records = find_records(state.database(), user, owner_id=owner_id, limit=_HISTORY_CHOICES).records
     if not records:
         return
@@ -222,12 +266,12 @@ def _history(key: str) -> None:
 
     def title(record_id: int) -> str:
         record = by_id[record_id]
-        return f"{record_id} · {record.name} · {local_time(record.created_at)}"  # no class: reading mode hides it
+        name = "" if blind else f"{record.name} · "
+        return f"Case {record_id} · {name}{local_time(record.created_at)}"
 
     def changed() -> None:
         if (record := by_id.get(st.session_state[widget])) is not None:
-            read = lambda: ([load_slice(state.settings(), record)], ())  # noqa: E731
-            _choose(key, [Source(f"record-{record.id}", record.name, read, lambda: None)])
+            _choose(key, [_kept(record)])
 
     st.selectbox(
         "Or a case from History",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from brainmri.look import DECISION_TITLES
 from brainmri.types import CLASS_NAMES
 from brainmri.ui.theme import NOTICE, class_title, link, text_table
 
@@ -16,15 +18,18 @@ if TYPE_CHECKING:
 _METRICS = {
     "n": "Images",
     "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "roc_auc": "ROC AUC",
-    "auc": "ROC AUC",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "expected_calibration_error": "Calibration error",
-    "coverage": "Coverage",
+    "sensitivity": "Tumours found",
+    "specificity": "No tumour recognised",
+    "roc_auc": "Macro AUC",
 }
+_SPLITS = {
+    "clean-test": "Clean test",
+    "lgg-test": "LGG, two sequences of one source",
+    "brisc-notumor-test": "BRISC, healthy heads",
+    "elsewhere-test": "Heads of other scanners",
+    "official-test": "Official test",
+}
+"""A card's splits as a reader knows them, in the order to read them; what training has seen most of comes last."""
 
 
 def show_welcome(user: User) -> None:
@@ -39,7 +44,8 @@ def show_welcome(user: User) -> None:
         ),
         (
             "2 · Read the answer",
-            "A class, “undecided”, or “rejected” where it is no brain MRI, with four probabilities.",
+            f"A class with four probabilities; “{DECISION_TITLES['undecided']}” where they do not tell it, "
+            f"“{DECISION_TITLES['rejected']}” where it is no brain MRI.",
             None,
             "",
         ),
@@ -93,16 +99,22 @@ def show_card(card: ModelCard) -> None:
             st.info("This card holds no figures yet: the model has not been evaluated.", icon=":material/pending:")
         else:
             text_table({name: list(row.values()) for name, row in table.items()}, list(next(iter(table.values()))))
+            link("pages/explore/evaluation.py", "Intervals, and what flatters these figures")
         if card.limits:
-            st.markdown("**Known limits**\n" + "\n".join(f"- {limit}" for limit in card.limits))
+            limits = (re.sub(r" \(docs/\S+\)", "", limit) for limit in card.limits)  # no page of the dashboard
+            st.markdown("**Known limits**\n" + "\n".join(f"- {limit}" for limit in limits))
         with st.expander("Data, recipe and hashes", icon=":material/list_alt:"):
             st.json(card.model_dump(mode="json", exclude={"metrics", "limits", "intended_use"}), expanded=2)
 
 
 def metrics_table(metrics: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Split -> column -> text, of the splits that the card has figures for; all with the same columns."""
+    """Split -> column -> text, of the splits that the card has figures for; all with the same columns.
+
+    A split that was partly seen in training says so.
+    """
     rows: dict[str, dict[str, str]] = {}
-    for split, values in metrics.items():
+    for split in (*(s for s in _SPLITS if s in metrics), *(s for s in metrics if s not in _SPLITS)):
+        values = metrics[split]
         if not isinstance(values, dict):
             continue
         row: dict[str, str] = {}
@@ -111,8 +123,10 @@ def metrics_table(metrics: dict[str, Any]) -> dict[str, dict[str, str]]:
             if isinstance(value, dict):
                 value = value.get("macro")
             if isinstance(value, int | float) and not isinstance(value, bool):
-                row.setdefault(title, f"{value:,}" if key == "n" else f"{value:.3f}")
+                row[title] = f"{value:,}" if key == "n" else f"{value:.3f}"
         if row:
-            rows[split.replace("_", " ")] = row
-    columns = [t for t in dict.fromkeys(_METRICS.values()) if any(t in row for row in rows.values())]
+            seen = values.get("seen_in_training")
+            name = _SPLITS.get(split, split.replace("_", " "))
+            rows[f"{name} ({seen:.0%} of it seen in training)" if seen else name] = row
+    columns = [t for t in _METRICS.values() if any(t in row for row in rows.values())]
     return {name: {title: row.get(title, "–") for title in columns} for name, row in rows.items()}

@@ -14,10 +14,11 @@ import streamlit as st
 
 from brainmri.errors import BrainMRIError, BusyError, StorageError
 from brainmri.inference import UNCALIBRATED
+from brainmri.look import DECISION_TITLES
 from brainmri.model import list_models
 from brainmri.pipeline import analyse
 from brainmri.storage import save_record
-from brainmri.types import CLASS_NAMES, Analysis
+from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis
 from brainmri.ui import state
 from brainmri.ui.inputs import Source, show_set_aside
 from brainmri.ui.results import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 _MANY = 20
+_FEW = 5
 _NO_MAPS = np.zeros((0,), np.float32)
 _ANSWERS = "predict.answers"
 
@@ -192,9 +194,11 @@ def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], *, se
             show_answer(answer)
         return
     _summary(answers, errors)
+    if not answers:
+        return
     state.note_answers_seen(answer.image_sha256 for answer in answers)
     event = st.dataframe(
-        _screen_table(answers, errors),
+        _screen_table(answers),
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
@@ -212,25 +216,27 @@ def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], *, se
     chosen = event.selection.rows[0] if event.selection.rows else 0
     if series and len(answers) > 1:
         chosen = st.slider("Slice", 1, len(answers), chosen + 1) - 1
-    if chosen < len(answers):
-        st.subheader(plain(answers[chosen].name), anchor=False)
-        if not event.selection.rows and not series:
-            st.caption("The first of them; choose another row above.")
-        show_answer(answers[chosen])
-    else:
-        st.error(plain(errors[chosen - len(answers)][1]), icon=":material/broken_image:")
+    st.subheader(plain(answers[chosen].name), anchor=False)
+    if not event.selection.rows and not series:
+        st.caption("The first of them; choose another row above.")
+    show_answer(answers[chosen])
 
 
 def _summary(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> None:
+    """How many of each answer, and what could not be read with the reason."""
     counts = Counter(answer.title for answer in answers)
-    if errors:
-        counts["Unreadable"] = len(errors)
+    counts["Unreadable"] = len(errors)
+    titles = (*CLASS_TITLES.values(), *DECISION_TITLES.values(), "Unreadable")
     with st.container(horizontal=True, gap="small"):
-        for title, count in counts.items():
-            st.metric(title, count, border=True, width=132)
+        for title in titles:
+            if counts[title]:
+                st.metric(title, f"{counts[title]:,}", border=True, width="content")
+    if errors:
+        with st.expander(f"Unreadable ({len(errors):,})", expanded=len(errors) <= _FEW, icon=":material/broken_image:"):
+            st.markdown("\n".join(f"- {plain(text)}" for _, text in errors))
 
 
-def _screen_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def _screen_table(answers: Sequence[Answer]) -> pd.DataFrame:
     import pandas as pd
 
     rows: list[dict] = []
@@ -238,18 +244,15 @@ def _screen_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) 
         shown = answer.decision != "rejected"
         percent = {c: 100 * answer.probabilities[c] if shown else None for c in CLASS_NAMES}
         rows.append({"name": answer.name, "answer": answer.title, **percent, "case": answer.record_id})
-    rows += [{"name": name, "answer": "Unreadable", "error": text} for name, text in errors]
-    table = pd.DataFrame(rows).dropna(axis="columns", how="all")
-    return table.fillna({"error": ""}) if errors else table
+    return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
 
 _COLUMNS = {
     "name": st.column_config.TextColumn("Name"),
-    "answer": st.column_config.TextColumn("Answer"),
+    "answer": st.column_config.TextColumn("Answer", width=130),
     **{
         name: st.column_config.ProgressColumn(class_title(name), format="%.1f %%", max_value=100, width=105)
         for name in CLASS_NAMES
     },
     "case": st.column_config.NumberColumn("Case", format="%d", width="small"),
-    "error": st.column_config.TextColumn("Error"),
 }

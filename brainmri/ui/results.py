@@ -11,18 +11,18 @@ import numpy as np
 import streamlit as st
 from PIL import Image, ImageDraw
 
-from brainmri.imaging import colour_reason, preprocess
+from brainmri.imaging import picture_reason, pixel_aspect, preprocess
+from brainmri.look import CLASS_COLOURS, DECISION_TITLES
 from brainmri.storage import plain_cell
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
 from brainmri.ui import state
-from brainmri.ui.theme import CLASS_COLOURS, class_list, class_title, link, plain, research_notice, text_table
+from brainmri.ui.theme import class_list, class_title, link, plain, research_notice, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from brainmri.storage import Record
 
-DECISION_TITLES = {"class": "Class", "undecided": "Undecided", "rejected": "Rejected"}
 PREVIEW_SIDE = 900
 SMALL_PREVIEW_SIDE = 256
 _OUTLINE = (63, 182, 193)
@@ -83,7 +83,7 @@ class Answer:
             analysis.ood_threshold,
             analysis.model_id,
             analysis.elapsed_ms,
-            _original(mri_slice.pixels, analysis.transform, side),
+            _original(mri_slice, analysis.transform, side),
             _png(np.rint(analysis.network_input * 255).astype(np.uint8)),
             _facts(analysis, mri_slice, mri_slice.pixels.shape, mri_slice.sha256),
             mri_slice.notes,
@@ -95,7 +95,7 @@ class Answer:
     def from_record(cls, record: Record, mri_slice: MRISlice) -> Answer:
         """Of an answer kept: its figures as they were given, its pictures redrawn from the kept image."""
         transform = record.crop_transform()
-        view, today = preprocess(mri_slice.pixels)
+        view, today = preprocess(mri_slice.pixels, spacing_mm=mri_slice.spacing_mm)
         if today != transform:  # preprocessing has changed since; the stored crop is what was seen
             crop = Image.fromarray(transform.to_network(mri_slice.pixels))
             view = np.asarray(crop.resize((transform.network_size,) * 2), np.float32) / 255
@@ -111,7 +111,7 @@ class Answer:
             record.ood_threshold,
             record.model_id,
             record.elapsed_ms,
-            _original(mri_slice.pixels, transform, PREVIEW_SIDE),
+            _original(mri_slice, transform, PREVIEW_SIDE),
             _png(np.rint(view * 255).astype(np.uint8)),
             facts,
             mri_slice.notes,
@@ -149,19 +149,31 @@ def show_answer(answer: Answer, *, history_link: bool = True) -> None:
             f":material/timer: {answer.elapsed_ms:.0f} ms · {answer.facts['Engine']} · {answer.model_id}"
             + "".join(f"  \n:material/info: {plain(note)}" for note in answer.notes if not note.startswith(_SYNTHETIC))
         )
-        if history_link and answer.record_id is not None:
-            link(
-                "pages/main/history.py",
-                f"Case {answer.record_id} in History",
-                ":material/history:",
-                case=str(answer.record_id),
-            )
+        if answer.record_id is not None:
+            case = str(answer.record_id)
+            with st.container(horizontal=True, gap="small"):
+                if history_link:
+                    link("pages/main/history.py", f"Case {case} in History", ":material/history:", case=case)
+                link("pages/explore/heatmaps.py", "Heatmaps of this case", ":material/blur_on:", case=case)
+                link("pages/clinical/reports.py", "Write a report", ":material/description:", case=case)
         research_notice()
     with pictures:
         left, right = st.columns(2, wrap=False)
         # The format keeps Streamlit from making a JPEG of each picture again on every run.
-        left.image(answer.original, "Original; the outline is the crop", width="stretch", output_format="PNG")
-        right.image(answer.network_view, "What the network saw", width="stretch", output_format="PNG")
+        left.image(
+            answer.original,
+            "Original; the outline is the crop",
+            width="stretch",
+            output_format="PNG",
+            alt="The slice as it came, with the crop outlined",
+        )
+        right.image(
+            answer.network_view,
+            "What the network saw",
+            width="stretch",
+            output_format="PNG",
+            alt="The crop as the network got it",
+        )
     with st.expander("Details", icon=":material/list_alt:"):
         text_table({name: [text] for name, text in answer.facts.items()})
 
@@ -171,14 +183,18 @@ def show_decision(answer: Answer) -> None:
     if answer.synthetic:
         st.badge("Synthetic sample, no patient's image", icon=":material/draw:", color="gray")
     if answer.decision == "rejected":
-        reason = colour_reason(answer.notes) or (
+        reason = picture_reason(answer.notes) or (
             "This image lies further from the training data than the model may judge "
             f"(distance {answer.ood_score:.3g}, limit {answer.ood_threshold:.3g})"
         )
-        st.error(f"**Not recognised as a brain MRI slice**  \n{reason}, so it gets no class.", icon=":material/block:")
+        st.error(
+            f"**{DECISION_TITLES['rejected']}**  \nNot recognised as a brain MRI slice. {reason}, so it gets no class.",
+            icon=":material/block:",
+        )
     elif answer.decision == "undecided":
         st.warning(
-            f"**Undecided**  \n{undecided_reason(answer.prediction_set)} The highest bar is not an answer.",
+            f"**{DECISION_TITLES['undecided']}**  \n{undecided_reason(answer.prediction_set)} The highest bar is "
+            "not an answer.",
             icon=":material/help:",
         )
     else:
@@ -186,7 +202,7 @@ def show_decision(answer: Answer) -> None:
         with st.container(border=True, gap=None):
             st.caption(plain(answer.name if len(answer.name) < 80 else f"{answer.name[:77]}…"))
             st.header(class_title(label), anchor=False)
-            st.markdown(f"Confidence **{answer.probabilities[label]:.1%}**")
+            st.markdown(f"Probability **{answer.probabilities[label]:.1%}**")
             st.caption(f"95 % prediction set: {class_list(answer.prediction_set)}")
 
 
@@ -236,7 +252,8 @@ def probability_chart(probabilities: dict[str, float], prediction_set: Sequence[
         "mark": {"type": "text", "align": "left", "dx": 5, "fontSize": 13, "color": "#7d8b91"},
         "encoding": {**both, "text": {"field": "text", "type": "nominal"}},
     }
-    return {"height": 170, "layer": [bars, text]}
+    spoken = ", ".join(f"{row['class']} {row['text']}" for row in data)
+    return {"description": f"Probabilities: {spoken}", "height": 170, "layer": [bars, text]}
 
 
 def result_table(answers: Sequence[Answer], errors: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -273,15 +290,26 @@ def _distance(score: float, threshold: float) -> str:
     return f"{score:.3g} (limit {threshold:.3g})" if np.isfinite(threshold) else "not measured: no gate is fitted"
 
 
-def _original(pixels: np.ndarray, transform: CropTransform, side: int) -> bytes:
-    """PNG of the image, shrunk to ``side``, with the crop's outline; of its 256 colours all but the last are grey."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side))
+def _original(mri_slice: MRISlice, transform: CropTransform, side: int) -> bytes:
+    """PNG of the image, shrunk to ``side``, with the crop's outline; of its 256 colours all but the last are grey.
+
+    In its true proportions where pixels are not square.
+    """
+    image = Image.fromarray(mri_slice.pixels)
+    height, width = mri_slice.pixels.shape
+    aspect = pixel_aspect(mri_slice.spacing_mm)
+    if aspect == 1:
+        image.thumbnail((side, side))
+    else:
+        tall, wide = height * max(1.0, 1 / aspect), width * max(1.0, aspect)
+        factor = min(1.0, side / max(tall, wide))
+        image = image.resize((max(1, round(wide * factor)), max(1, round(tall * factor))))
     image = Image.fromarray(np.minimum(np.asarray(image), 254))  # only now: shrinking overshoots at edges
     image.putpalette([value for grey in range(255) for value in (grey, grey, grey)] + list(_OUTLINE))
-    factor = image.width / pixels.shape[1]
-    box = [v * factor for v in (transform.left, transform.top)]
-    box += [v * factor for v in (transform.left + transform.side - 1, transform.top + transform.side - 1)]
+    rows, columns = transform.shape
+    across, down = image.width / width, image.height / height
+    box = [transform.left * across, transform.top * down]
+    box += [(transform.left + columns - 1) * across, (transform.top + rows - 1) * down]
     # A crop that reaches past the image is outlined along the image's edge.
     line = max(1, round(max(image.size) / 220))
     limits = (image.width - 1, image.height - 1)

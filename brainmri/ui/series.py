@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,16 @@ from brainmri.dicom import (
     read_files,
     read_series,
 )
+from brainmri.displays import counted
 from brainmri.errors import BrainMRIError, InvalidDicomError
 from brainmri.explain import METHODS, explain
+from brainmri.look import CLASS_COLOURS, DECISION_COLOURS, DECISION_TITLES
 from brainmri.pipeline import analyse_stack
 from brainmri.types import CLASS_NAMES, Analysis
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
 from brainmri.ui.results import Answer, show_answer
-from brainmri.ui.theme import CLASS_COLOURS, class_title, link, plain, research_notice
+from brainmri.ui.theme import class_title, legend, link, plain, research_notice
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -42,7 +45,6 @@ _STACK_BYTES = 80_000_000
 """Values of a series up to this size go to the browser at once; larger series are shown slice by slice."""
 INSIST = "Other modalities than MR, localisers, diffusion, derived images, and pictures marked as holding text."
 _STACK_METHODS = ("grad-cam", "hires-cam", "layer-cam")
-_OTHER = {"undecided": "#8a949a", "rejected": "#3d464b"}
 
 
 @dataclass
@@ -138,10 +140,14 @@ def _fetched(opened: _Opened) -> Reading | None:
 
 def empty_state() -> None:
     """What this page does, before there is anything to show."""
+    identity = (
+        "names, dates and identifiers are taken out before anything else sees them"
+        if state.settings().dicom.deidentify
+        else "names and dates stay as they are, for de-identification is switched off (dicom.deidentify)"
+    )
     st.info(
         "Give a zip, a folder or the files of one MR series. Slices are put in anatomical order, localisers, diffusion "
-        "and derived images are set aside with the reason, and names, dates and identifiers are taken out before "
-        "anything else sees them.",
+        f"and derived images are set aside with the reason, and {identity}.",
         icon=":material/view_in_ar:",
     )
 
@@ -159,7 +165,7 @@ def show_reading(reading: Reading, user: User) -> None:
         )
     series = reading.series[index]
     if len(reading.series) == 1:
-        st.subheader(_title(series), anchor=False)
+        st.subheader(plain(_title(series)), anchor=False)
     notes = [*series.notes, *_common_notes(series)]
     if notes:
         st.caption("  \n".join(f":material/info: {plain(note[0].upper() + note[1:])}." for note in notes))
@@ -170,7 +176,7 @@ def show_reading(reading: Reading, user: User) -> None:
     answer = answer_series(analyses)
     viewer, side = st.columns([3, 2], gap="large")
     with side:
-        _show_series_answer(answer)
+        _show_series_answer(answer, analyses)
         jump = _chart(opened, index)
         jump = _driving_slices(answer, index) if jump is None else jump
         if jump is not None:  # new widgets at the new slice: the chart takes a click on the same slice again
@@ -229,7 +235,7 @@ def _viewer(opened: _Opened, index: int) -> int:
     image, start_window = _stack(series, window)
     maps = _maps(opened, index, method) if method else None
     whole = image.nbytes * (2 if maps is not None else 1) <= _STACK_BYTES
-    labels = [(a.label and class_title(a.label)) or a.decision for a in analyses]
+    labels = [_decision(a) for a in analyses]
     frame = series.frames[0].slice
     shared: dict[str, Any] = {"spacing_mm": frame.spacing_mm, "orientation": frame.orientation}
     identity = opened.key(f"{index}.{choices.index(window)}")  # a window chosen anew is to be seen
@@ -249,9 +255,10 @@ def _viewer(opened: _Opened, index: int) -> int:
         canvas(panels, key="series.canvas.one", identity=identity, window=start_window)
     opened.views[index] = (counter, current)
     if maps is not None:
-        text = "The map shows where the network finds evidence for its answer. It outlines no lesion."
+        text = "The map shows where the network finds evidence for its answer, and ends where its crop does. "
+        text += "It outlines no lesion."
         if analyses[current].decision == "rejected":
-            text += " This slice was rejected as no brain MRI and has none."
+            text += " This slice was rejected and has none."
         elif not maps[current].any():
             text += " In this slice the method finds none: the map is empty. Another method may find some."
         st.caption(text)
@@ -290,7 +297,7 @@ def _stack(series: Series, window: Window) -> tuple[np.ndarray, tuple[float, flo
 def _window_title(window: Window) -> str:
     if window.source == "file" and window.lut is None:
         return f"{window.name}: {window.center:g} / {window.width:g}"
-    return window.name
+    return window.name.removeprefix("whole series, ")  # no room for it on a narrow screen
 
 
 def _maps(opened: _Opened, index: int, method: str) -> np.ndarray | None:
@@ -318,10 +325,13 @@ def _maps(opened: _Opened, index: int, method: str) -> np.ndarray | None:
     return opened.maps[1]
 
 
-def _show_series_answer(answer: SeriesAnswer) -> None:
+def _show_series_answer(answer: SeriesAnswer, analyses: Sequence[Analysis]) -> None:
     title = class_title(answer.label) if answer.label else "No answer"
     st.markdown(f"##### Series answer: {title}")
     st.write(answer.text)
+    counts = Counter(a.decision for a in analyses)
+    of = counted(len(analyses), "slice")
+    st.caption(f"{counts['rejected']:,} of {of} rejected, {counts['undecided']:,} undecided")
     research_notice()
 
 
@@ -329,7 +339,8 @@ def _chart(opened: _Opened, index: int) -> int | None:
     """Probabilities along the slices with the decision below; a click chooses a slice."""
     analyses = opened.answers[index]
     rows = [
-        {"slice": i + 1, "class": class_title(name), "probability": a.probabilities[name], "decision": _decision(a)}
+        # What was rejected has no probabilities: the line breaks.
+        {"slice": i + 1, "class": class_title(name), "probability": None if _rejected(a) else a.probabilities[name]}
         for i, a in enumerate(analyses)
         for name in CLASS_NAMES
     ]
@@ -344,13 +355,13 @@ def _chart(opened: _Opened, index: int) -> int | None:
         .encode(
             x=x,
             y=alt.Y("probability:Q", title="Probability", scale=alt.Scale(domain=[-0.12, 1]), axis=_PERCENT),
-            color=alt.Color("class:N", title=None, scale=colours, legend=alt.Legend(orient="top", columns=2)),
+            color=alt.Color("class:N", scale=colours, legend=None),
             shape=alt.Shape("class:N", title=None, sort=titles, legend=None),
         )
     )
     strip_rows = [
         {"left": i + 0.5, "right": i + 1.5, "decision": _decision(a), "colour": _decision_colour(a), "slice": i + 1}
-        | {class_title(name): a.probabilities[name] for name in CLASS_NAMES}
+        | {class_title(name): "–" if _rejected(a) else f"{a.probabilities[name]:.1%}" for name in CLASS_NAMES}
         for i, a in enumerate(analyses)
     ]
     columns = alt.Chart(pd.DataFrame(strip_rows)).encode(
@@ -363,7 +374,7 @@ def _chart(opened: _Opened, index: int) -> int | None:
         .encode(
             y=alt.datum(-0.12),
             y2=alt.datum(1),
-            tooltip=["slice:Q", "decision:N", *(alt.Tooltip(f"{title}:Q", format=".1%") for title in titles)],
+            tooltip=["slice:Q", "decision:N", *(f"{title}:N" for title in titles)],
         )
         .add_params(pick)
     )
@@ -371,7 +382,12 @@ def _chart(opened: _Opened, index: int) -> int | None:
     rule = alt.Chart(pd.DataFrame({"slice": [current + 1]})).mark_rule(strokeDash=[4, 3], size=1.5, color="#8a949a")
     chart = alt.layer(lines, strip, rule.encode(x=x), targets).resolve_scale(color="independent").properties(height=310)
     key = opened.key(f"chart.{index}.{counter}")
+    legend(
+        {class_title(name): CLASS_COLOURS[name] for name in CLASS_NAMES}
+        | {DECISION_TITLES[decision]: colour for decision, colour in DECISION_COLOURS.items()}
+    )
     event = st.altair_chart(chart, on_select="rerun", selection_mode="pick", key=key)
+    st.caption("Strip: each slice's decision. A rejected slice has no probabilities. Click a slice to see it.")
     points = event.selection.get("pick") or [] if event else []
     return int(points[0]["slice"]) - 1 if points and "slice" in points[0] else None
 
@@ -379,12 +395,16 @@ def _chart(opened: _Opened, index: int) -> int | None:
 _PERCENT = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
 
 
+def _rejected(analysis: Analysis) -> bool:
+    return analysis.decision == "rejected"
+
+
 def _decision(analysis: Analysis) -> str:
-    return class_title(analysis.label) if analysis.label else analysis.decision
+    return class_title(analysis.label) if analysis.label else DECISION_TITLES[analysis.decision]
 
 
 def _decision_colour(analysis: Analysis) -> str:
-    return CLASS_COLOURS[analysis.label] if analysis.label else _OTHER[analysis.decision]
+    return CLASS_COLOURS[analysis.label] if analysis.label else DECISION_COLOURS[analysis.decision]
 
 
 def _driving_slices(answer: SeriesAnswer, index: int) -> int | None:

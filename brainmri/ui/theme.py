@@ -1,4 +1,4 @@
-"""Look and words that every page shares: header, class colours, the research notice."""
+"""Look and words that every page shares: header, tables, the research notice."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from html import escape
 from zoneinfo import ZoneInfo
 
 import streamlit as st
 from streamlit.errors import StreamlitPageNotFoundError
 
 from brainmri.types import CLASS_TITLES
-
-CLASS_COLOURS = {"glioma": "#d1495b", "meningioma": "#c9851b", "notumor": "#2a9d78", "pituitary": "#5b7bd5"}
-"""Readable on a light and a dark ground, and apart from each other for colour-blind readers; never the only cue."""
 
 NOTICE = "Research use only. Not a medical device, not a diagnosis."
 
@@ -34,12 +32,15 @@ _STYLES = """
 [data-testid="stMainBlockContainer"] { max-width: 1240px; padding-top: 3.2rem; padding-bottom: 3rem; }
 [data-testid="stMain"] h1 { letter-spacing: -0.01em; padding-bottom: 0.1rem; }
 [data-testid="stMain"] img { border-radius: 0.4rem; }
-[data-testid="stMarkdown"] td { overflow-wrap: anywhere; }
+[data-testid="stMarkdownContainer"]:has(> table) { overflow-x: auto; }
+[data-testid="stMarkdown"] td:nth-child(2):last-child { overflow-wrap: anywhere; }
+[data-testid="stMarkdown"] td:first-child { min-width: 7rem; }
 [data-testid="stMarkdown"] thead:not(:has(th:not(:empty))) { display: none; }
 [data-testid="stMetricValue"] { font-variant-numeric: tabular-nums; }
 @media (max-width: 640px) {
   [data-testid="stMainBlockContainer"] { padding: 3.4rem 0.9rem 2rem; }
   [data-testid="stMain"] h1 { font-size: 1.5rem; }
+  [data-testid="stMarkdown"] :is(td, th) { padding: 0.35rem 0.45rem; font-size: 0.85rem; }
   [class*="sample_grid"] > div { width: calc(50% - 0.5rem) !important; flex: none; }
   [class*="sample_grid"] img { width: 100% !important; }
 }
@@ -74,6 +75,15 @@ def text_table(rows: Mapping[str, Sequence[str]], columns: Sequence[str] = ("",)
     lines = [["", *columns], ["---"] * (1 + len(columns))]
     lines += [[f"**{plain(name)}**", *map(plain, values)] for name, values in rows.items()]
     st.markdown("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def legend(colours: Mapping[str, str]) -> None:
+    """Names with their colours in a line that wraps: a chart's own legend is cut off where the chart is narrow."""
+    marks = (
+        f'<span style="white-space: nowrap"><span style="color: {colour}">■</span> {escape(name)}</span>'
+        for name, colour in colours.items()
+    )
+    st.html(f'<div style="font-size: 0.85rem; display: flex; flex-wrap: wrap; gap: 0 1rem">{"".join(marks)}</div>')
 
 
 def plain(text: str) -> str:

@@ -4,7 +4,8 @@ from brainmri.ui import pacs, state
 from brainmri.ui.theme import page_header
 
 user = state.require_role("radiologist")
-page_header("PACS", "Search the archive and open a series. What it says of patients is shown here and stored nowhere.")
+kept = "stored nowhere" if state.settings().dicom.deidentify else "kept with a series that is kept"
+page_header("PACS", f"Search the archive and open a series. What it says of patients is shown here and {kept}.")
 server = pacs.pick_server()
 if server is not None:
     pacs.search(user, server)

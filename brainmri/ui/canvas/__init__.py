@@ -51,6 +51,8 @@ class Panel:
         Where "Brain only" keeps the map.
     spacing_mm : (row, column), optional
         Distance between pixel centres, millimetres: gives a scale bar, true aspect and a probe in mm.
+    frame : (top, left, height, width), optional
+        Drawn as a thin rectangle, in pixels of the image, past which it may reach (the network's crop, say).
     orientation : (left, right, top, bottom), optional
         Letters L/R/A/P/S/I at the picture's edges.
     badge : str
@@ -66,6 +68,7 @@ class Panel:
     saliency: np.ndarray | None = None
     mask: np.ndarray | None = None
     brain: np.ndarray | None = None
+    frame: tuple[int, int, int, int] | None = None
     spacing_mm: tuple[float, float] | None = None
     orientation: tuple[str, str, str, str] | None = None
     caption: str = ""
@@ -203,6 +206,7 @@ def encode(panels: Sequence[Panel], **header: Any) -> bytes:
                 else put(quantise(panel.saliency), "saliency", panel.saliency),
                 "mask": None if panel.mask is None else put(np.asarray(panel.mask, np.uint8), "mask", panel.mask),
                 "brain": None if panel.brain is None else put(np.asarray(panel.brain, np.uint8), "brain", panel.brain),
+                "frame": panel.frame,
                 "spacing_mm": panel.spacing_mm,
                 "orientation": panel.orientation,
                 "slice_labels": list(panel.slice_labels) if panel.slice_labels is not None else None,

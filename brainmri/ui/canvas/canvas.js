@@ -413,6 +413,14 @@ class CanvasView {
       if (this.s.style === "fill") ctx.drawImage(panel.over, 0, 0);
       else this.strokeMap(ctx, panel, fit, sx);
     }
+    if (panel.frame) {
+      const [y, x, tall, wide] = panel.frame;
+      const line = (1.2 * fit.ratio) / sx;
+      const [x0, y0] = [Math.max(x, line / 2), Math.max(y, line / 2)]; // along the image's edge where it lies outside
+      ctx.lineWidth = line;
+      ctx.strokeStyle = "#3fb6c1";
+      ctx.strokeRect(x0, y0, Math.min(x + wide, w - line / 2) - x0, Math.min(y + tall, h - line / 2) - y0);
+    }
     if (panel.mask && this.s.outline) {
       const path = this.contour(panel, "mask", this.slice(panel, panel.mask), 0.5);
       ctx.lineWidth = (2.6 * fit.ratio) / sx;
@@ -473,9 +481,10 @@ class CanvasView {
     const picture = ctx.createImageData(256, 10);
     for (let y = 0; y < 10; y++) {
       for (let v = 0; v < 256; v++) {
-        // What the threshold hides is hatched.
-        const shown = v >= cut || (v + y) % 6 < 2;
-        picture.data.set([table[3 * v], table[3 * v + 1], table[3 * v + 2], shown ? 255 : 60], 4 * (y * 256 + v));
+        // What the threshold hides is hatched, in a grey to be seen on a light and on a dark page.
+        const hatch = v < cut && (v + y) % 6 < 2;
+        const colour = hatch ? [138, 148, 154] : [table[3 * v], table[3 * v + 1], table[3 * v + 2]];
+        picture.data.set([...colour, v >= cut || hatch ? 255 : 60], 4 * (y * 256 + v));
       }
     }
     ctx.putImageData(picture, 0, 0);
