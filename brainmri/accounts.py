@@ -163,11 +163,16 @@ def check_password_rules(password: str, username: str = "") -> None:
         raise AccountError("The password holds a NUL character; leave it out.")
     username, folded = username.casefold(), unicodedata.normalize("NFKC", password).casefold()
     own = {username, username.partition("@")[0]}  # of an e-mail address, what stands before the @
-    if any(len(name) > 2 and (name in folded or folded in name) for name in own):
+    rest = _COMMON.sub("", folded)
+    without = rest
+    for name in sorted(own, key=len, reverse=True):
+        if len(name) > 2:
+            without = "" if folded in name else without.replace(name, "")
+    if without != rest and _surprises(without) < MIN_SURPRISES:
         raise AccountError(
-            "The password is too easy to guess: it contains the user name or is part of it; choose another."
+            "The password is too easy to guess: it is the user name, or part of it, and little more; choose another."
         )
-    if _surprises(_COMMON.sub("", folded)) < MIN_SURPRISES:
+    if _surprises(rest) < MIN_SURPRISES:
         raise AccountError(
             "The password is too easy to guess: little but common words, repetitions or sequences such as 1234 or "
             "qwerty; choose a few unrelated words."

@@ -31,6 +31,7 @@ from brainmri.storage import (
     delete_record,
     deleting,
     load_slice,
+    lock,
     may_delete,
     may_delete_signed,
     may_see_images,
@@ -286,11 +287,7 @@ def edit_patient(
         raise StorageError(f"a patient has no {', '.join(sorted(unknown))}; it has pseudonym, name, birth_date, sex")
     with database.write() as session:
         patient = _patient(session, user, patient_id)
-        if seen is not None:
-            newer = session.scalars(sa.select(Edit).where(Edit.patient_id == patient_id, Edit.id > seen)).all()
-            if newer:
-                what = "; ".join(f"{e.username} made {e.what} {e.after!r}" for e in newer)
-                raise StorageError(f"this patient was changed meanwhile ({what}); look, and save what still holds")
+        _check_seen(session, patient_id, seen)
         if "pseudonym" in changes:
             changes["pseudonym"] = _checked_pseudonym(str(changes["pseudonym"]))
             taken = sa.exists().where(Patient.pseudonym == changes["pseudonym"], Patient.id != patient.id)
@@ -306,18 +303,37 @@ def edit_patient(
     return patient
 
 
+def _check_seen(session: Session, patient_id: int, seen: int | None) -> None:
+    """Refuse to write over what somebody else wrote since; keeps others out until the transaction ends."""
+    lock(session, f"patient {patient_id}")
+    if seen is None:
+        return
+    newer = session.scalars(sa.select(Edit).where(Edit.patient_id == patient_id, Edit.id > seen)).all()
+    if newer:
+        what = "; ".join(f"{e.username} made {e.what} {e.after!r}" for e in newer)
+        raise StorageError(f"this patient was changed meanwhile ({what}); look, and save again what still holds")
+
+
 def newest_edit(edits: Sequence[Edit]) -> int:
     """Number of the newest of a patient's edits; 0 where there is none."""
     return max((edit.id for edit in edits), default=0)
 
 
-def edit_study(database: Database, user: User, study_id: int, *, title: str, study_date: date | None) -> Study:
+def edit_study(
+    database: Database, user: User, study_id: int, *, title: str, study_date: date | None, seen: int | None = None
+) -> Study:
     """Name a study or give its date; what was there is kept as an `Edit` of the patient.
+
+    Parameters
+    ----------
+    seen : int, optional
+        As for `edit_patient`.
 
     Raises
     ------
     StorageError
-        No such study among those of the user's patients, or a date that is none; nothing was changed.
+        No such study among those of the user's patients, a date that is none, or an edit that came after ``seen``;
+        nothing was changed.
     """
     _check_day(study_date, "study date")
     with database.write() as session:
@@ -325,6 +341,7 @@ def edit_study(database: Database, user: User, study_id: int, *, title: str, stu
         if study is None:
             raise StorageError(f"there is no study {study_id}; open its patient again")
         _patient(session, user, study.patient_id)
+        _check_seen(session, study.patient_id, seen)
         title = title.strip()[:200]
         for what, before, after in (("title", study.title, title), ("date", study.study_date, study_date)):
             if before != after:

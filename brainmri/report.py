@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, mapped_column, undefer
+from sqlalchemy.orm import Mapped, Session, mapped_column, undefer
 
 from brainmri.config import Settings
 from brainmri.errors import ModelError, PermissionDeniedError, ReportError, StorageError
@@ -25,6 +25,7 @@ from brainmri.storage import (
     Database,
     DeletedReportRow,
     Record,
+    UserRow,
     UtcDateTime,
     changed_note,
     load_slice,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from brainmri.patients import StudyRecord
 
 MAX_TEXT = 20_000
+DOUBLE_CLICK = timedelta(minutes=1)
 
 
 class Report(Base):
@@ -68,7 +70,7 @@ class Report(Base):
     @property
     def signature(self) -> str:
         """The author as ``Name (user name)``."""
-        return signature(self.author, self.username) if self.username else self.author
+        return signature(self.author, self.username)
 
     @property
     def file_name(self) -> str:
@@ -162,11 +164,12 @@ def issue(
     Raises
     ------
     PermissionDeniedError
-        A guest; an administrator without sight of the image; signing without the role for it.
+        A guest; an account that is switched off; an administrator without sight of the image; a signature of one
+        who is no radiologist.
     ReportError
         Text too long, a map of another picture; a final report without findings and impression, on a picture that is
-        decoded otherwise than when it was answered, with a character that no font here draws, that says what the newest
-        one of this author says, or after one that the author has not seen.
+        decoded otherwise than when it was answered, with a character that no font here draws, that says what this
+        author signed less than a minute ago, or after one that the author has not seen.
     StorageError
         No such record among the user's, or its image is gone.
     """
@@ -224,7 +227,7 @@ def issue(
         han=settings.reports.han,
     )
     if final and (boxes := missing_characters(content)):
-        raise ReportError(f"no font here draws {boxes}; a signed report must be readable: write it otherwise")
+        raise ReportError(f"no font here draws {boxes}; write names, findings and impression without, or keep a draft")
     pdf = render(content)
     row = Report(
         record_id=record_id,
@@ -243,12 +246,21 @@ def issue(
         pdf=pdf,
     )
     with database.write() as session:
+        _account(session, user)
         lock(session, f"reports {record_id}")
         if final:
             newest = newest_final(session.scalars(sa.select(Report).where(Report.record_id == record_id)).all())
             _check_newest(row, newest, seen)
         session.add(row)
     return row
+
+
+def _account(session: Session, user: User) -> UserRow:
+    """The account as it is now: a page may be older than what an administrator did."""
+    account = session.get(UserRow, user.id) if user.id is not None else None
+    if account is None or not account.active:
+        raise PermissionDeniedError(f"the account {user.username} is switched off; ask an administrator")
+    return account
 
 
 def newest_final(reports: Sequence[Report]) -> Report | None:
@@ -264,10 +276,9 @@ def _check_newest(row: Report, newest: Report | None, seen: int | None) -> None:
             f"report {newest.id} was signed by {newest.signature} meanwhile; read it, and sign again if yours stands"
         )
     said = ("user_id", "findings", "impression", "methods", "canonical_sha256", "patient_title")
-    if all(getattr(row, name) == getattr(newest, name) for name in said):
-        raise ReportError(
-            f"report {newest.id}, signed {when_text(newest.created_at)}, says the same; nothing was issued"
-        )
+    twice = row.created_at - newest.created_at < DOUBLE_CLICK  # later, what is printed beside the words may be mended
+    if twice and all(getattr(row, name) == getattr(newest, name) for name in said):
+        raise ReportError(f"report {newest.id}, signed a moment ago, says the same; none was issued")
 
 
 def reports_of(database: Database, user: User, record_id: int) -> list[Report]:
@@ -305,13 +316,8 @@ def read_pdf(database: Database, settings: Settings, user: User, report_id: int)
     PermissionDeniedError
         It holds an image that this user does not see, or the account was switched off.
     """
-    from brainmri.storage import UserRow
-
     with database.write() as session:
-        account = session.get(UserRow, user.id) if user.id is not None else None
-        if account is None or not account.active:
-            raise PermissionDeniedError("this account is switched off or gone; sign in to download reports")
-        user = replace(user, role=account.role)
+        user = replace(user, role=_account(session, user).role)
         row = session.execute(
             sa.select(Report.pdf, Record)
             .join(Record, Record.id == Report.record_id)
@@ -341,7 +347,6 @@ def verify(database: Database, content: bytes, user: User | None = None) -> Veri
         No report with these bytes was issued here: altered, saved anew by some program, from elsewhere, or deleted.
     """
     from brainmri.patients import Patient, Study, StudyRecord
-    from brainmri.storage import UserRow
 
     digest = hashlib.sha256(content).hexdigest()
     with database.read() as session:

@@ -84,10 +84,12 @@ def render(content: Content) -> bytes:
 
 
 def missing_characters(content: Content) -> str:
-    """Characters of names and the reader's words that no font here draws, as they would be shown to the reader."""
+    """Characters that no font here draws, of what a signature stands for: author, patient, findings, impression."""
     from brainmri.pdf_text import TextSetter
 
-    text = _all_text(content)
+    patient, study = content.patient, content.study
+    parts = [content.author, content.findings, content.impression, study.title if study else ""]
+    text = "".join((*parts, patient.title if patient else ""))
     with _LOCK:
         return " ".join(TextSetter(text, content.han).missing(text))
 

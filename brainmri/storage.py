@@ -710,7 +710,7 @@ def may_delete(user: User, record: Record) -> bool:
 
 def signature(name: str, username: str) -> str:
     """Who said something, in words: names are chosen freely and change, the user name is the account."""
-    return f"{name} ({username})" if name and name != username else username
+    return f"{name} ({username})" if name and username and name != username else username or name
 
 
 def plain_cell(value: object) -> object:

@@ -252,6 +252,12 @@ def test_an_unknown_transfer_syntax_is_named(settings):
         read_slices(content, "x.dcm", settings)
 
 
+def test_a_picture_that_would_be_a_line_in_true_proportions_keeps_its_pixels(settings):
+    (line,) = read_slices(dicom(np.ones((400, 25), np.uint16), PixelSpacing=[4.0, 0.5]), "x.dcm", settings)
+    assert line.spacing_mm is None
+    assert any("not credible and not used" in note for note in line.notes)
+
+
 REFUSALS = {
     "CT": ({"Modality": "CT"}, r"CT \(computed tomography\), not MR"),
     "CR": ({"Modality": "CR"}, "CR .*not MR"),
@@ -259,6 +265,7 @@ REFUSALS = {
     "burned in": ({"BurnedInAnnotation": "YES"}, "burned into the picture"),
     "small": ({"Rows": 3, "Columns": 3}, "at least 16 x 16"),
     "long": ({"Rows": 16, "Columns": 400}, "one side is over 20 times the other"),
+    "high bit": ({"HighBit": 15, "BitsStored": 12}, "HighBit is 15 with 12 BitsStored, expected 11"),
     "huge": ({"Rows": 65535, "Columns": 65535}, "the limit is"),
     "frames": ({"NumberOfFrames": 100_000}, "frames, the limit is"),
     "short": ({"Rows": 200}, "cut short"),

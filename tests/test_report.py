@@ -142,7 +142,11 @@ def test_nobody_signs_over_a_report_not_seen_or_twice(database, app_settings, ca
     other = SIGNED | {"impression": "Glioma."}
     with pytest.raises(ReportError, match=f"report {first.id} was signed by Radiologist .* meanwhile"):
         report.issue(database, app_settings, radiologist, record.id, seen=0, **other)
-    assert report.issue(database, app_settings, radiologist, record.id, seen=first.id, **other).id > first.id
+    second = report.issue(database, app_settings, radiologist, record.id, seen=first.id, **other)
+    assert second.id > first.id
+    with database.write() as session:  # later than a double click: what is printed beside the words was mended, say
+        session.get(report.Report, second.id).created_at -= report.DOUBLE_CLICK
+    assert report.issue(database, app_settings, radiologist, record.id, **other).id > second.id
 
 
 def test_a_report_stays_the_patients_it_was_issued_for(database, app_settings, case, make_user):
@@ -191,6 +195,13 @@ def test_what_no_font_draws_is_not_signed(database, app_settings, case):
         report.issue(database, app_settings, radiologist, record.id, **SIGNED)
     assert report.issue(database, app_settings, radiologist, record.id, findings="draft").status == "draft"
     patients.edit_patient(database, radiologist, patient.id, name="علی‌رضا")  # with a joiner, which is no box
+    assert report.issue(database, app_settings, radiologist, record.id, **SIGNED).status == "final"
+
+
+def test_a_file_name_that_no_font_draws_stops_no_signature(database, app_settings, make_user, answers):
+    radiologist = make_user("radiologist")
+    odd = replace(answers[1][0], slice=replace(answers[1][0].slice, name="scan\U0001f600.png"))
+    record = storage.save_record(database, app_settings, radiologist, odd, None)
     assert report.issue(database, app_settings, radiologist, record.id, **SIGNED).status == "final"
 
 
@@ -572,6 +583,7 @@ def test_command_line(database, app_settings, case, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from brainmri.cli import app
+    from brainmri.events import find_events
 
     _, patient, record = case
     runner, file = CliRunner(), tmp_path / "r.pdf"
@@ -592,6 +604,10 @@ def test_command_line(database, app_settings, case, tmp_path, monkeypatch):
         input="wrong password\n",
     )
     assert signed.exit_code != 0
+    events = find_events(database, None).events
+    assert [(e.username, e.target) for e in events if e.what == "report downloaded"] == [
+        ("command line", f"report 1 on case {record.id}")
+    ]
     for number in ("999", "9" * 20):
         missing = runner.invoke(app, ["report", number, "-o", str(file)])
         assert isinstance(missing.exception, ReportError)
@@ -614,6 +630,8 @@ def test_the_command_line_issues_nothing_that_it_cannot_write_or_sign(database, 
     accounts.set_active(database, None, "radiologist", False)
     done = runner.invoke(app, command, input=f"{PASSWORD}\n")
     assert isinstance(done.exception, AccountError)
+    done = runner.invoke(app, command[:-2])  # a draft, by the case's owner
+    assert isinstance(done.exception, PermissionDeniedError)
     accounts.set_active(database, None, "radiologist", True)
     given = accounts.reset_password(database, None, "radiologist")
     done = runner.invoke(app, command, input=f"{given}\n")

@@ -137,7 +137,16 @@ def test_images_at_one_place_are_stacks_of_their_own(settings, case):
     assert numbers(reading) == [[1, 2, 3, 4], [5, 6, 7, 8]]
     for series in reading.series:
         assert [f.position_mm for f in series.frames] == [0, 5, 10, 15]
-        assert "several images at" in series.notes[0]
+        assert series.notes == ()
+        for f in series.frames:  # slices are kept and reported one by one
+            assert sum("several images at" in note for note in f.slice.notes) == 1
+
+
+def test_a_mosaic_is_set_aside(settings):
+    files = stack(2) | {"m.dcm": dicom(ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"], SOPInstanceUID="1.2.9")}
+    reading = read_series(zipped(files), "s.zip", settings)
+    assert [len(s.frames) for s in reading.series] == [2]
+    assert [(a.name, a.reason) for a in reading.set_aside] == [("m.dcm", "a sheet of several slices (mosaic)")]
 
 
 def test_two_things_at_once_tell_four_stacks_apart(settings):

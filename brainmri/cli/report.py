@@ -38,7 +38,8 @@ def report(
     if file is not None or not record.isdecimal() or output is None:
         raise ReportError("expected: brainmri report RECORD -o FILE.pdf, or: brainmri report verify FILE.pdf")
     from brainmri import accounts
-    from brainmri.report import issue, read_pdf
+    from brainmri.events import note_event
+    from brainmri.report import issue
 
     if len(record) > 18:  # more than a database counts to
         raise ReportError(f"there is no case {record[:40]}; History shows the numbers")
@@ -57,9 +58,11 @@ def report(
         final=bool(sign),
         explanations=_explanations(database, settings, user, int(record), heatmap or []),
     )
-    content = read_pdf(database, settings, user, issued.id)
+    with database.write() as session:
+        target = f"report {issued.id} on case {record}"
+        note_event(session, user if sign else None, "report downloaded", target)
     try:
-        output.write_bytes(content)
+        output.write_bytes(issued.pdf)
     except OSError as error:
         raise ReportError(
             f"report {issued.id} was issued, but {output} cannot be written ({error.strerror}); its PDF is in Reports"

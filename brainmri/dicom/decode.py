@@ -255,6 +255,11 @@ def _check_size(ds: Dataset, name: str, limits: Limits) -> int:
         raise InvalidDicomError(f"{name}: {columns} x {rows} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
     if max(rows, columns) > LONGEST * min(rows, columns):
         raise InvalidDicomError(f"{name}: {columns} x {rows} pixels, one side is over {LONGEST} times the other")
+    stored, high = int(ds.get("BitsStored") or 0), ds.get("HighBit")
+    if stored and high is not None and int(high) != stored - 1:  # PS3.5 8.1.1
+        raise InvalidDicomError(
+            f"{name}: HighBit is {high} with {stored} BitsStored, expected {stored - 1}: the header is damaged"
+        )
     if rows * columns > limits.max_pixels:
         raise InvalidDicomError(f"{name}: {columns} x {rows} pixels, the limit is {limits.max_pixels:,}")
     if not 1 <= frames <= limits.max_frames:
@@ -444,6 +449,12 @@ def _windows(view: Dataset, ds: Dataset) -> list[dict[str, Any]]:
     return windows[:16]
 
 
+def _is_compact(ds: Dataset, spacing: list[float]) -> bool:
+    """Whether the picture is no line in its true proportions, which preprocessing squares (see `imaging.LONGEST`)."""
+    sides = int(ds.Rows) * spacing[0], int(ds.Columns) * spacing[1]
+    return max(sides) <= LONGEST * min(sides)
+
+
 def _geometry(view: Dataset, ds: Dataset, notes: list[str]) -> dict[str, Any]:
     from brainmri.dicom import geometry
 
@@ -461,7 +472,7 @@ def _geometry(view: Dataset, ds: Dataset, notes: list[str]) -> dict[str, Any]:
     if spacing is None or len(spacing) != 2 or not all(0.01 <= s <= 20 for s in spacing):
         spacing = None
         notes.append("the file does not say how large a pixel is")
-    elif max(spacing) > _MOST_ASPECT * min(spacing):
+    elif max(spacing) > _MOST_ASPECT * min(spacing) or not _is_compact(ds, spacing):
         notes.append(f"the size of a pixel, {spacing[0]:.2f} x {spacing[1]:.2f} mm, is not credible and not used")
         spacing = None
     elif pixel_aspect((spacing[0], spacing[1])) != 1:

@@ -184,6 +184,8 @@ def reason_to_set_aside(
         or _DIFFUSION.search(free_text)
     ):
         return "diffusion-weighted (DWI)"
+    if "MOSAIC" in kinds:
+        return "a sheet of several slices (mosaic)"
     if "DERIVED" in kinds:
         return "derived image (" + "\\".join(image_type[:4]) + ")"
     if secondary or "SECONDARY" in image_type[1:2]:
@@ -207,7 +209,7 @@ def build_reading(frames: Sequence[DicomFrame], set_aside: list[SetAside], *, in
     set_aside += [SetAside(n, reason + (f", {k} frames" if k > 1 else "")) for (n, reason), k in aside.items()]
     if last_resort:
         kept = [_noted(f, f"{f.aside_reason}; taken, there is nothing else") for f in kept]
-    found = [_stack(members, notes) for group in _similar(kept) for members, notes in _apart(_placed(group))]
+    found = [_stack(members) for group in _similar(kept) for members in _apart(_placed(group))]
     found.sort(key=lambda s: (-len(s.frames), s.frames[0].series_number or 0, s.uid))
     removed: dict[tuple[str, str], int] = defaultdict(int)
     for taken_once in {f.slice.sha256: f for f in frames}.values():
@@ -291,21 +293,17 @@ def _placed(group: Sequence[DicomFrame]) -> list[DicomFrame]:
     return [replace(f, position_mm=None if p is None else places[p]) for f, p in zip(group, positions, strict=True)]
 
 
-def _apart(group: list[DicomFrame], notes: tuple[str, ...] = ()) -> list[tuple[list[DicomFrame], tuple[str, ...]]]:
+def _apart(group: list[DicomFrame]) -> list[list[DicomFrame]]:
     """Split a group that holds several images at one place, such as magnitude and phase, into stacks that hold one.
 
     By the first attribute with a value that is there at all places. Else the first image of each place makes a stack,
     the second another one: numbers may differ between slices of one stack, too, which a split by value would tear.
-
-    Returns
-    -------
-    list of (frames, notes)
-        The notes say what is peculiar to a stack.
+    What is peculiar to a stack is noted on each of its slices, which are kept and reported one by one.
     """
     at = _images_at(group)
     most = max(at.values(), default=1)
     if most == 1:
-        return [(group, notes)]
+        return [group]
     for name, title in _TELLING.items():
         by_value: dict[Any, list[DicomFrame]] = defaultdict(list)
         for frame in group:
@@ -313,17 +311,21 @@ def _apart(group: list[DicomFrame], notes: tuple[str, ...] = ()) -> list[tuple[l
         counts = [_images_at(part) for part in by_value.values()]
         is_everywhere = any(c.keys() == at.keys() for c in counts)
         if len(counts) > 1 and is_everywhere and sum(max(c.values(), default=0) for c in counts) == most:
+            where = "each place" if all(c.keys() == at.keys() for c in counts) else "some places"
             found = []
             for value, part in by_value.items():
                 said = "\\".join(value) if isinstance(value, tuple) else "none" if value is None else f"{value:g}"
-                found += _apart(part, (*notes, f"one of several images at each place: {title} {said}"))
+                found += _apart([_noted(f, f"one of several images at {where}: {title} {said}") for f in part])
             return found
     layers: list[list[DicomFrame]] = [[] for _ in range(most)]
     seen: Counter[float | None] = Counter()
     for frame in sorted(group, key=_telling_order):
         layers[seen[frame.position_mm]].append(frame)
         seen[frame.position_mm] += frame.position_mm is not None
-    return [(layer, (*notes, f"number {k} of several images at one place")) for k, layer in enumerate(layers, 1)]
+    return [
+        [_noted(frame, f"number {k} of several images at one place") for frame in layer]
+        for k, layer in enumerate(layers, 1)
+    ]
 
 
 def _images_at(frames: Sequence[DicomFrame]) -> Counter[float]:
@@ -336,7 +338,8 @@ def _telling_order(frame: DicomFrame) -> tuple:
     return (*(number or 0.0 for number in numbers), *_number_order(frame))
 
 
-def _stack(members: list[DicomFrame], notes: tuple[str, ...]) -> Series:
+def _stack(members: list[DicomFrame]) -> Series:
+    notes: tuple[str, ...] = ()
     positions = [f.position_mm for f in members]
     known = [p for p in positions if p is not None]
     if len(known) == len(members):

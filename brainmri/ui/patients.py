@@ -219,25 +219,43 @@ def _study_line(study: Study, n_answers: int, user: User) -> None:
     made = f"study of {study.study_date:%Y-%m-%d}" if study.study_date else "study date not known"
     title, kept = plain(study.title) or "Study", local_time(study.created_at)
     left.markdown(f"**{title}** · {made} · kept {kept} · {counted(n_answers, 'answer')}")
-    with right.popover("Edit", icon=":material/edit:", width="stretch"), st.form(f"patients.study_edit.{study.id}"):
-        name, day = _study_fields(study)
+    key = f"patients.study_fields.{study.id}"
+    with right.popover("Edit", icon=":material/edit:", width="stretch"), st.form(f"{key}.form"):
+        seen = _seen(study.patient_id, f"{key}.title", user)
+        name, day = _study_fields(study, key)
         if st.form_submit_button("Save", icon=":material/save:"):
             try:
-                patients.edit_study(state.database(), user, study.id, title=name, study_date=day)
+                patients.edit_study(state.database(), user, study.id, title=name, study_date=day, seen=seen)
             except BrainMRIError as error:
                 st.error(plain(str(error)), icon=":material/error:")
+                _note_seen(study.patient_id, f"{key}.title", user)
             else:
+                _note_seen(study.patient_id, f"{key}.title", user)
                 st.rerun()
 
 
-def _study_fields(study: Study | None) -> tuple[str, date | None]:
-    title = st.text_input("Study", study.title if study else "", placeholder="What the visit was", max_chars=200)
+def _seen(patient_id: int, field: str, user: User) -> int:
+    """The newest edit of a patient that whoever types in a form has seen; noted when its first field is drawn anew."""
+    if field not in st.session_state:
+        _note_seen(patient_id, field, user)
+    return st.session_state[f"{field}.seen"]
+
+
+def _note_seen(patient_id: int, field: str, user: User) -> None:
+    st.session_state[f"{field}.seen"] = patients.newest_edit(patients.edits_of(state.database(), user, patient_id))
+
+
+def _study_fields(study: Study | None, key: str) -> tuple[str, date | None]:
+    title = st.text_input(
+        "Study", study.title if study else "", placeholder="What the visit was", max_chars=200, key=f"{key}.title"
+    )
     day = st.date_input(
         "Study date (optional)",
         study.study_date if study else None,
         min_value=date(1880, 1, 1),
         max_value=date.today(),
         format="YYYY-MM-DD",
+        key=f"{key}.date",
     )
     return title.strip(), day if isinstance(day, date) else None
 
@@ -328,9 +346,11 @@ def _file_cases(patient: Patient, entries: list[TimelineEntry], user: User) -> N
         if found.total > _CHOICES:
             st.caption(f"The newest {_CHOICES} of {found.total:,} are listed; a part of the name finds older ones.")
         elsewhere = patients.filed_under(database, user, list(free))
-        with st.form(f"patients.file.{patient.id}", border=False, clear_on_submit=True):
+        filed = st.session_state.setdefault("patients.filed", 0)  # a new form after each filing, empty
+        key = f"patients.file.{patient.id}.{filed}"
+        with st.form(key, border=False):
             chosen = st.multiselect("Cases", list(free), format_func=lambda i: _choice(free[i], elsewhere.get(i)))
-            title, day = _study_fields(None)
+            title, day = _study_fields(None, key)
             moves = st.checkbox("Take cases away from other patients", help="Kept as an edit of both patients.")
             if not st.form_submit_button("File as one study", icon=":material/create_new_folder:"):
                 return
@@ -350,6 +370,7 @@ def _file_cases(patient: Patient, entries: list[TimelineEntry], user: User) -> N
             except BrainMRIError as error:
                 st.error(plain(str(error)), icon=":material/error:")
             else:
+                st.session_state["patients.filed"] = filed + 1
                 st.rerun()
 
 
@@ -360,10 +381,8 @@ def _choice(record: Record, filed: Patient | None) -> str:
 
 def _details(patient: Patient, user: User) -> None:
     database = state.database()
-    edits = patients.edits_of(database, user, patient.id)
-    seen, first = f"patients.seen.{patient.id}", f"patients.person.{patient.id}.id"
-    if first not in st.session_state:  # the fields are drawn anew, with what is there now
-        st.session_state[seen] = patients.newest_edit(edits)
+    first = f"patients.person.{patient.id}.id"
+    seen = _seen(patient.id, first, user)
     with st.form(f"patients.edit.{patient.id}"):
         pseudonym = st.text_input("Id", patient.pseudonym, max_chars=64, key=first)
         name, born, sex = _person_fields(patient)
@@ -373,7 +392,7 @@ def _details(patient: Patient, user: User) -> None:
                     database,
                     user,
                     patient.id,
-                    seen=st.session_state[seen],
+                    seen=seen,
                     pseudonym=pseudonym.strip(),
                     name=name,
                     birth_date=born,
@@ -381,11 +400,11 @@ def _details(patient: Patient, user: User) -> None:
                 )
             except BrainMRIError as error:
                 st.error(plain(str(error)), icon=":material/error:")
-                st.session_state[seen] = patients.newest_edit(edits)
+                _note_seen(patient.id, first, user)
             else:
-                st.session_state[seen] = patients.newest_edit(patients.edits_of(database, user, patient.id))
+                _note_seen(patient.id, first, user)
                 st.rerun()
-    if edits:
+    if edits := patients.edits_of(database, user, patient.id):
         st.caption("What was changed; nothing that was there is lost")
         rows = [
             {"When": local_time(e.at), "Who": e.username, "What": e.what, "Before": e.before, "After": e.after}

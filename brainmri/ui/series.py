@@ -160,7 +160,7 @@ def show_reading(reading: Reading, user: User) -> None:
         index = st.selectbox(
             "Series",
             range(len(reading.series)),
-            format_func=lambda i: _title(reading.series[i]),
+            format_func=lambda i: f"{i + 1} · {_title(reading.series[i])}",  # stacks of one series are told by number
             key=opened.key("choice"),
         )
     series = reading.series[index]
