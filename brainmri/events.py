@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from brainmri.storage import Base, Database, UtcDateTime, utc_now
+from brainmri.storage import Base, Database, UtcDateTime, printable, utc_now
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -80,9 +80,9 @@ def note_event(session: Session, actor: User | None, what: str, target: str, bef
             user_id=actor.id if actor else None,
             username=actor.username if actor else COMMAND_LINE,
             what=what,
-            target=_line(target),
-            before=_line(before),
-            after=_line(after),
+            target=printable(target)[:200],
+            before=printable(before)[:200],
+            after=printable(after)[:200],
         )
     )
 
@@ -96,7 +96,3 @@ def find_events(database: Database, user: User | None, *, limit: int = 50, offse
         total = session.scalar(sa.select(sa.func.count()).select_from(EventRow).where(*visible)) or 0
         query = sa.select(EventRow).where(*visible).order_by(EventRow.id.desc()).offset(offset).limit(limit)
         return EventPage(list(session.scalars(query)), total)
-
-
-def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)[:200]

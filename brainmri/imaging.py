@@ -234,17 +234,19 @@ def preprocess(
     return np.clip(stretched, 0, 1, out=stretched), transform
 
 
-def head_box(pixels: np.ndarray, aspect: float = 1.0) -> tuple[int, int, int, int]:
+def head_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     """Find the head: bounding box (top, left, bottom, right; ends exclusive) of the largest bright region.
 
-    The whole image where no region stands out. Works on a copy of at most 128 pixels a side, which are square where
-    ``aspect`` is the original's (see `pixel_aspect`).
+    The whole image where no region stands out. Pixels are taken for square.
     """
-    return _find_head(pixels, aspect)[0]
+    return _find_head(pixels, 1.0)[0]
 
 
 def _find_head(pixels: np.ndarray, aspect: float) -> tuple[tuple[int, int, int, int], int]:
-    """`head_box`, and the area of the next largest region in percent of the head's."""
+    """`head_box`, and the area of the next largest region in percent of the head's.
+
+    Works on a copy of at most 128 pixels a side, which are square where ``aspect`` is the original's (`pixel_aspect`).
+    """
     height, width = pixels.shape
     tall, wide = height * max(1.0, 1 / aspect), width * max(1.0, aspect)
     factor = max(1.0, max(tall, wide) / 128)

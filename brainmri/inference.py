@@ -17,7 +17,7 @@ from brainmri.decision import DecisionRule
 from brainmri.errors import BrainMRIError, EngineError, InvalidImageError, ModelError
 from brainmri.imaging import as_network_batch, preprocess
 from brainmri.model import FEATURE_LAYER, LOGITS_LAYER, ModelCard, load_network, read_card, sha256_of
-from brainmri.types import Prediction
+from brainmri.types import MRISlice, Prediction
 
 PRECISIONS = ("float32", "bf16", "int8")
 SPLIT_INPUT = "high, low, high"
@@ -259,6 +259,15 @@ class Classifier:
         self.engine = engine
         self.rule = rule
         self.fallback_reason = fallback_reason
+
+    def predict_slices(self, slices: Sequence[MRISlice]) -> Prediction:
+        """`predict` with all that a slice says of itself: what is measured is answered as what is served."""
+        return self.predict(
+            [s.pixels for s in slices],
+            [s.colour_share for s in slices],
+            [s.spacing_mm for s in slices],
+            [s.may_be_sheet for s in slices],
+        )
 
     def predict(
         self,

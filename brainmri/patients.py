@@ -314,9 +314,11 @@ def _check_seen(session: Session, patient_id: int, seen: int | None) -> None:
         raise StorageError(f"this patient was changed meanwhile ({what}); look, and save again what still holds")
 
 
-def newest_edit(edits: Sequence[Edit]) -> int:
+def newest_edit(database: Database, user: User, patient_id: int) -> int:
     """Number of the newest of a patient's edits; 0 where there is none."""
-    return max((edit.id for edit in edits), default=0)
+    with database.read() as session:
+        _patient(session, user, patient_id)
+        return session.scalar(sa.select(sa.func.max(Edit.id)).where(Edit.patient_id == patient_id)) or 0
 
 
 def edit_study(
@@ -686,16 +688,9 @@ def export_patient(database: Database, settings: Settings, user: User, patient_i
             ),
         )
         columns = ["record", "study", "study_date", "study_uid", "series_uid", "series_index", "position_mm"]
-        columns += [
-            "created_at",
-            "name",
-            "decision",
-            "label",
-            "prediction_set",
-            *(f"p_{c}" for c in CLASS_NAMES),
-            "ood_score",
-        ]
-        columns += ["model_id", "weights_sha256", "engine", "precision", "sop_instance_uid", "frame", "image"]
+        columns += ["created_at", "name", "decision", "label", "prediction_set", *(f"p_{c}" for c in CLASS_NAMES)]
+        columns += ["ood_score", "model_id", "weights_sha256", "engine", "precision"]
+        columns += ["sop_instance_uid", "frame", "image"]
         rows = []
         for entry in entries:
             r, place = entry.record, entry.place

@@ -35,19 +35,15 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
     """
     if not slices:
         return []
-    prediction = classifier.predict(
-        [s.pixels for s in slices],
-        [s.colour_share for s in slices],
-        [s.spacing_mm for s in slices],
-        [s.may_be_sheet for s in slices],
-    )
+    prediction = classifier.predict_slices(slices)
     classifier.require_numbers(prediction.logits, [s.name for s in slices])
     results = []
     for i, mri_slice in enumerate(slices):
         probabilities = {name: float(p) for name, p in zip(CLASS_NAMES, prediction.probabilities[i], strict=True)}
         decision, transform = prediction.decisions[i], prediction.transforms[i]
-        if mri_slice.may_be_sheet and not set(several_notes(transform)) <= set(mri_slice.notes):
-            mri_slice = replace(mri_slice, notes=(*mri_slice.notes, *several_notes(transform)))
+        notes = several_notes(transform) if mri_slice.may_be_sheet else ()
+        if not set(notes) <= set(mri_slice.notes):  # a kept case has it already
+            mri_slice = replace(mri_slice, notes=(*mri_slice.notes, *notes))
         results.append(
             Analysis(
                 slice=mri_slice,

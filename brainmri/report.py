@@ -249,8 +249,7 @@ def issue(
         _account(session, user)
         lock(session, f"reports {record_id}")
         if final:
-            newest = newest_final(session.scalars(sa.select(Report).where(Report.record_id == record_id)).all())
-            _check_newest(row, newest, seen)
+            _check_newest(row, _newest_final(session, record_id), seen)
         session.add(row)
     return row
 
@@ -266,6 +265,11 @@ def _account(session: Session, user: User) -> UserRow:
 def newest_final(reports: Sequence[Report]) -> Report | None:
     """The signed report that holds, of all on one record."""
     return max((r for r in reports if r.status == "final"), key=lambda r: r.id, default=None)
+
+
+def _newest_final(session: Session, record_id: int) -> Report | None:
+    """`newest_final`, whoever may see it."""
+    return newest_final(session.scalars(sa.select(Report).where(Report.record_id == record_id)).all())
 
 
 def _check_newest(row: Report, newest: Report | None, seen: int | None) -> None:
@@ -359,9 +363,9 @@ def verify(database: Database, content: bytes, user: User | None = None) -> Veri
             .outerjoin(Patient, Patient.id == Study.patient_id)
             .where(Report.pdf_sha256 == digest)
         ).first()
+        newest = _newest_final(session, row[1].id) if row else None
+        deleted = None if row else session.get(DeletedReportRow, digest)
     if row is None:
-        with database.read() as session:
-            deleted = session.get(DeletedReportRow, digest)
         if deleted is not None:
             who = signature(deleted.author, deleted.username)
             raise ReportError(
@@ -377,8 +381,6 @@ def verify(database: Database, content: bytes, user: User | None = None) -> Veri
     who = f"user {signature(owner.name, owner.username)}"
     if patient or report.patient_title:
         who = f"patient {report.patient_title or patient.title}"
-    with database.read() as session:
-        newest = newest_final(session.scalars(sa.select(Report).where(Report.record_id == record.id)).all())
     return Verified(
         report,
         who if named else "another user",

@@ -20,7 +20,7 @@ from brainmri.data import clean_leaks, read_manifest, read_pixels, read_slice, s
 from brainmri.decision import LEVELS
 from brainmri.errors import DataError
 from brainmri.imaging import COLOUR_DIFFERENCE, COLOUR_LIMIT
-from brainmri.types import CLASS_NAMES, MRISlice
+from brainmri.types import CLASS_NAMES, MRISlice, Prediction
 
 if TYPE_CHECKING:
     from brainmri.decision import DecisionRule
@@ -168,9 +168,9 @@ def model_entry(classifier: Classifier) -> dict[str, Any]:
 
 def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[str], MRISlice]) -> pd.DataFrame:
     slices = [read(file) for file in chunk["file"]]
-    images, colour_share = [s.pixels for s in slices], [s.colour_share for s in slices]
+    images = [s.pixels for s in slices]
     table = chunk[[c for c in KEPT_COLUMNS if c in chunk.columns]].reset_index(drop=True)
-    answers = predict_table(classifier, images, colour_share)
+    answers = answers_table(classifier, classifier.predict_slices(slices))
     classifier.require_numbers(answers[[f"logit_{c}" for c in CLASS_NAMES]].to_numpy(), table["path"])
     table = pd.concat([table, answers], axis=1)
     # The manifest knows the original's size where the images at hand are scaled copies.
@@ -179,15 +179,17 @@ def _predict_chunk(classifier: Classifier, chunk: pd.DataFrame, read: Callable[[
         table[name] = pd.to_numeric(chunk[name], errors="coerce").to_numpy() if name in chunk else own
         table[name] = table[name].fillna(own).astype("int32")
     table["mean_grey"] = np.array([image[image > 15].mean() if (image > 15).any() else 0 for image in images], "f4")
-    table["colour_share"] = np.array(colour_share, "f4")
+    table["colour_share"] = np.array([s.colour_share for s in slices], "f4")
     return table
 
 
-def predict_table(
-    classifier: Classifier, images: Sequence[np.ndarray], colour_share: Sequence[float] | None = None
-) -> pd.DataFrame:
-    """Answers to images (see `Classifier.predict`) as a table: the columns that `predict_rows` adds."""
-    answer = classifier.predict(images, colour_share)
+def predict_table(classifier: Classifier, images: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Answers to grey pictures of square pixels as a table (see `answers_table`)."""
+    return answers_table(classifier, classifier.predict(images))
+
+
+def answers_table(classifier: Classifier, answer: Prediction) -> pd.DataFrame:
+    """Answers as a table: the columns that `predict_rows` adds."""
     columns: dict[str, Any] = {f"logit_{c}": answer.logits[:, i] for i, c in enumerate(CLASS_NAMES)}
     columns |= {f"p_{c}": answer.probabilities[:, i] for i, c in enumerate(CLASS_NAMES)}
     columns["predicted"] = [CLASS_NAMES[i] for i in answer.probabilities.argmax(axis=1)]

@@ -369,7 +369,7 @@ def save_record(
     content = mri_slice.content or content  # what the DICOM reader says may be kept, never the upload itself
     if content is None:
         content = _as_png(mri_slice)
-    name = _printable(mri_slice.name)
+    name = printable(mri_slice.name).strip()[:255] or "unnamed"
     if preprocessing is None:
         from brainmri import imaging
 
@@ -718,9 +718,9 @@ def plain_cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def _printable(name: str) -> str:
-    """A client's file name fit for a screen and any database: no control characters, no broken Unicode."""
-    return "".join(c if c.isprintable() else " " for c in name).strip()[:255] or "unnamed"
+def printable(text: str) -> str:
+    """Text from elsewhere fit for a screen and any database: no control characters, no broken Unicode."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _name_key(text: str) -> str:

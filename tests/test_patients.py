@@ -343,12 +343,12 @@ def test_studies_come_by_their_date_where_it_is_known(database, app_settings, ma
 def test_an_edit_after_somebody_elses_is_refused_once(database, make_user):
     reader, radiologist = make_user("reader"), make_user("radiologist")
     patient = patients.create_patient(database, reader)
-    seen = patients.newest_edit(patients.edits_of(database, reader, patient.id))
+    seen = patients.newest_edit(database, reader, patient.id)
     patients.edit_patient(database, radiologist, patient.id, seen=seen, name="A Name")
     with pytest.raises(StorageError, match="radiologist made name 'A Name'"):
         patients.edit_patient(database, reader, patient.id, seen=seen, name="B Name")
     assert patients.open_patient(database, reader, patient.id).name == "A Name"
-    seen = patients.newest_edit(patients.edits_of(database, reader, patient.id))
+    seen = patients.newest_edit(database, reader, patient.id)
     assert patients.edit_patient(database, reader, patient.id, seen=seen, name="B Name").name == "B Name"
 
 

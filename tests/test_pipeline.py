@@ -14,6 +14,7 @@ from brainmri.dicom import read_slices
 from brainmri.imaging import picture_reason
 from brainmri.inference import load_classifier
 from brainmri.pipeline import analyse
+from brainmri.runs import answers_table
 from brainmri.synthetic import sample
 
 
@@ -32,6 +33,10 @@ def test_pixels_that_are_not_square_change_no_answer(by, tmp_path):
     for name, p in expected.probabilities.items():
         assert given.probabilities[name] == pytest.approx(p, abs=0.03)
     assert any(note.startswith("pixels are not square") for note in given.slice.notes)
+    rows = answers_table(classifier, classifier.predict_slices([square, given.slice]))  # what evaluation measures
+    np.testing.assert_allclose(
+        rows["p_pituitary"], [a.probabilities["pituitary"] for a in (expected, given)], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("grid", [(1, 2), (2, 2)])

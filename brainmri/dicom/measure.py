@@ -94,7 +94,7 @@ def read_stacks(
     DataError
         Columns, images or stacks are missing.
     """
-    from brainmri.runs import predict_table
+    from brainmri.runs import answers_table
 
     table = read_manifest(manifest, images)
     missing = [c for c in ("patient", "sequence", "slice") if c not in table.columns]
@@ -104,7 +104,7 @@ def read_stacks(
     answers = []
     for start in range(0, len(table), _BATCH):
         slices = [read_slice(file) for file in table["file"].iloc[start : start + _BATCH]]
-        answered = predict_table(classifier, [s.pixels for s in slices], [s.colour_share for s in slices])
+        answered = answers_table(classifier, classifier.predict_slices(slices))
         answers += answered.to_dict("records")
         if progress:
             progress(min(start + _BATCH, len(table)), len(table))

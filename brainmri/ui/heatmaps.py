@@ -24,7 +24,6 @@ from brainmri.explain import CONVOLUTIONS, METHODS, explain
 from brainmri.explain.brain import brain_mask
 from brainmri.explain.figures import MOST_ON_A_PAGE, as_bytes, as_npz, explanation_page, rejection
 from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, PEAK_SUBSETS, SIZES, title_of
-from brainmri.look import DECISION_TITLES
 from brainmri.model import FEATURE_LAYER, read_card
 from brainmri.pipeline import analyse, read_slices
 from brainmri.storage import open_record, save_record, utc_now
@@ -33,7 +32,7 @@ from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
 from brainmri.ui.inputs import pick_slice
 from brainmri.ui.results import undecided_reason
-from brainmri.ui.theme import class_title, plain, research_notice
+from brainmri.ui.theme import answer_title, class_title, plain, research_notice
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -247,7 +246,7 @@ def _analyse(case: Case) -> Analysis:
 def _show_answer(analysis: Analysis, given: str | None) -> None:
     first = max(analysis.probabilities, key=analysis.probabilities.__getitem__)
     with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
-        shown = class_title(analysis.label) if analysis.label else DECISION_TITLES[analysis.decision]
+        shown = answer_title(analysis.label, analysis.decision)
         st.metric("The model says", shown, border=True, width="content")
         if given is not None:
             st.metric("You said", readings.CLASS_VERDICTS[given], border=True, width="content")

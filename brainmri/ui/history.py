@@ -28,7 +28,7 @@ from brainmri.storage import (
 from brainmri.types import CLASS_NAMES
 from brainmri.ui import state
 from brainmri.ui.results import Answer, show_answer
-from brainmri.ui.theme import browser_zone, class_title, link, local_time, plain, rows_key
+from brainmri.ui.theme import answer_title, browser_zone, class_title, link, local_time, plain, rows_key
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -94,7 +94,7 @@ def show_case(case: str, user: User) -> None:
         mri_slice = None
     else:
         if mri_slice is None:
-            answer = class_title(record.label) if record.label else DECISION_TITLES[record.decision]
+            answer = answer_title(record.label, record.decision)
             st.info(f"{answer}. An administrator does not see other users' images.", icon=":material/visibility_off:")
     if mri_slice is not None:
         show_answer(Answer.from_record(record, mri_slice), history_link=False)
@@ -187,7 +187,7 @@ def _table(records: list[Record], names: dict[int, str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Case": [r.id for r in records],
-            "Answer": [class_title(r.label) if r.label else DECISION_TITLES[r.decision] for r in records],
+            "Answer": [answer_title(r.label, r.decision) for r in records],
             "Probability": [100 * r.probabilities[r.label] if r.label else None for r in records],
             "Name": [r.name for r in records],
             **({"Owner": [names.get(r.user_id, "–") for r in records]} if len(names) > 1 else {}),

@@ -18,7 +18,7 @@ from brainmri.storage import Record, find_records, load_slice, may_see_images
 from brainmri.types import CLASS_NAMES
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
-from brainmri.ui.theme import class_title, link, local_time, plain, research_notice, rows_key
+from brainmri.ui.theme import answer_title, class_title, link, local_time, plain, research_notice, rows_key
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -132,17 +132,16 @@ def _person_fields(patient: Patient | None) -> tuple[str, date | None, str]:
     key = f"patients.person.{patient.id if patient else 'new'}"
     name = st.text_input("Name (optional)", patient.name if patient else "", max_chars=200, key=f"{key}.name")
     left, right = st.columns(2)
-    born = left.date_input(
-        "Born (optional)",
-        patient.birth_date if patient else None,
-        min_value=date(1880, 1, 1),
-        max_value=date.today(),
-        format="YYYY-MM-DD",
-        key=f"{key}.born",
-    )
+    with left:
+        born = _day_field("Born (optional)", patient.birth_date if patient else None, f"{key}.born")
     options, now = list(SEXES), patient.sex if patient else ""
     sex = right.selectbox("Sex (optional)", options, options.index(now), SEXES.__getitem__, key=f"{key}.sex")
-    return name.strip(), born if isinstance(born, date) else None, sex
+    return name.strip(), born, sex
+
+
+def _day_field(label: str, day: date | None, key: str) -> date | None:
+    chosen = st.date_input(label, day, min_value=date(1880, 1, 1), max_value=date.today(), format="YYYY-MM-DD", key=key)
+    return chosen if isinstance(chosen, date) else None
 
 
 def show_patient(asked: str, user: User) -> None:
@@ -242,22 +241,14 @@ def _seen(patient_id: int, field: str, user: User) -> int:
 
 
 def _note_seen(patient_id: int, field: str, user: User) -> None:
-    st.session_state[f"{field}.seen"] = patients.newest_edit(patients.edits_of(state.database(), user, patient_id))
+    st.session_state[f"{field}.seen"] = patients.newest_edit(state.database(), user, patient_id)
 
 
 def _study_fields(study: Study | None, key: str) -> tuple[str, date | None]:
     title = st.text_input(
         "Study", study.title if study else "", placeholder="What the visit was", max_chars=200, key=f"{key}.title"
     )
-    day = st.date_input(
-        "Study date (optional)",
-        study.study_date if study else None,
-        min_value=date(1880, 1, 1),
-        max_value=date.today(),
-        format="YYYY-MM-DD",
-        key=f"{key}.date",
-    )
-    return title.strip(), day if isinstance(day, date) else None
+    return title.strip(), _day_field("Study date (optional)", study.study_date if study else None, f"{key}.date")
 
 
 def _entry(entry: TimelineEntry, user: User) -> None:
@@ -451,7 +442,7 @@ def _delete(patient: Patient, user: User) -> None:
 
 
 def _answer(record: Record) -> str:
-    return class_title(record.label) if record.label else record.decision.title()
+    return answer_title(record.label, record.decision)
 
 
 def _probabilities(record: Record) -> list[str]:

@@ -17,7 +17,7 @@ from brainmri.storage import Record, find_records, load_slice, may_see_images, o
 from brainmri.types import Explanation, MRISlice
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
-from brainmri.ui.theme import class_title, link, local_time, plain, research_notice
+from brainmri.ui.theme import answer_title, class_title, link, local_time, plain, research_notice
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -125,7 +125,7 @@ def show_editor(record: Record, user: User) -> None:
 
 def _show_answer(record: Record, series_text: str) -> None:
     """What the network says, as the report will print it: whoever signs has seen it."""
-    answer = class_title(record.label) if record.label else record.decision.title()
+    answer = answer_title(record.label, record.decision)
     st.markdown(f"**The network says of this slice: {answer}**")
     if record.decision == "rejected":
         st.caption("Not recognised as a brain-MRI slice: no class, no probabilities, no maps.")

@@ -16,7 +16,7 @@ from brainmri.look import CLASS_COLOURS, DECISION_TITLES
 from brainmri.storage import plain_cell
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, CropTransform, MRISlice
 from brainmri.ui import state
-from brainmri.ui.theme import class_list, class_title, link, plain, research_notice, text_table
+from brainmri.ui.theme import answer_title, class_list, class_title, link, plain, research_notice, text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ class Answer:
     @property
     def title(self) -> str:
         """Class as a reader sees it, or the decision that stands in for one."""
-        return class_title(self.label) if self.label else DECISION_TITLES[self.decision]
+        return answer_title(self.label, self.decision)
 
     @classmethod
     def from_analysis(cls, analysis: Analysis, record_id: int | None = None, *, side: int = PREVIEW_SIDE) -> Answer:

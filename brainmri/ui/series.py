@@ -35,7 +35,7 @@ from brainmri.types import CLASS_NAMES, Analysis
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
 from brainmri.ui.results import Answer, show_answer
-from brainmri.ui.theme import class_title, legend, link, plain, research_notice
+from brainmri.ui.theme import answer_title, class_title, legend, link, plain, research_notice
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
@@ -400,7 +400,7 @@ def _rejected(analysis: Analysis) -> bool:
 
 
 def _decision(analysis: Analysis) -> str:
-    return class_title(analysis.label) if analysis.label else DECISION_TITLES[analysis.decision]
+    return answer_title(analysis.label, analysis.decision)
 
 
 def _decision_colour(analysis: Analysis) -> str:

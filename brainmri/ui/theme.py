@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import streamlit as st
 from streamlit.errors import StreamlitPageNotFoundError
 
+from brainmri.look import DECISION_TITLES
 from brainmri.types import CLASS_TITLES
 
 NOTICE = "Research use only. Not a medical device, not a diagnosis."
@@ -94,6 +95,11 @@ def plain(text: str) -> str:
 def class_title(label: str | None) -> str:
     """Class name as a reader sees it; a dash for none."""
     return CLASS_TITLES.get(label, label) if label else "–"
+
+
+def answer_title(label: str | None, decision: str) -> str:
+    """An answer as a reader sees it: its class or, where it gives none, the decision."""
+    return class_title(label) if label else DECISION_TITLES[decision]
 
 
 def class_list(labels: tuple[str, ...] | list[str]) -> str:
