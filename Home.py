@@ -3,6 +3,7 @@
 ``streamlit run Home.py`` imports this file once before it listens, and runs it as a script for every session.
 """
 
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -58,7 +59,7 @@ def _route() -> None:
         return
     pages: dict[str, list] = {section: [] for section in PAGES}
     for section, (file, title, icon, path, roles) in _entries():
-        shown, visible = (FOLDER / file, True) if user.role in roles else (auth.refusal_page, False)
+        shown, visible = (FOLDER / file, True) if user.role in roles else (partial(auth.refusal_page, roles), False)
         if user.must_change_password:  # then every address leads to where it is changed
             shown, visible = FOLDER / "settings/account.py", path == "account"
         options = {"title": title, "icon": icon}
@@ -85,4 +86,4 @@ if __name__ == "__main__":
     run()
 else:
     server.start()
-    app = st.App(__file__)
+    app = st.App(__file__, lifespan=server.lifespan)

@@ -5,6 +5,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 8501
+# A .venv that works is kept; one that another Python made, or that stopped before it had pip, is made anew.
+FITS := import sys; (3, 11) <= sys.version_info[:2] < (3, 14) or sys.exit("brainmri needs Python 3.11 to 3.13, and \
+	$(PYTHON) is %d.%d; name another, as in: make app PYTHON=python3.12" % sys.version_info[:2])
 
 .PHONY: app env test-env test check clean
 
@@ -15,7 +18,8 @@ env: .venv/.core
 test-env: .venv/.tests
 
 .venv/.core: requirements.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@{ $(BIN)/python -c '$(FITS)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
+		|| { $(PYTHON) -c '$(FITS)' && $(PYTHON) -m venv --clear .venv; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -81,6 +81,7 @@ class Job:
     model_id: str
     weights_sha256: str
     rule_sha256: str
+    network_sha256: str = ""
     insist: bool = False
     threads: int = 1
     chunk_files: int = CHUNK_FILES
@@ -103,8 +104,18 @@ class Job:
     def identity(self) -> dict[str, str]:
         """What must be the same for parts to belong together."""
         facts = {"root": self.root, "model_id": self.model_id, "weights_sha256": self.weights_sha256}
-        facts |= {"rule_sha256": self.rule_sha256, "software_version": brainmri.__version__}
-        return {**facts, "insist": str(self.insist)}
+        facts |= {"rule_sha256": self.rule_sha256, "network_sha256": self.network_sha256}
+        facts |= {"software_version": brainmri.__version__, "insist": str(self.insist)}
+        uploads, dicom = self.settings.uploads, self.settings.dicom
+        decide = {  # what is refused, and what of a file is read
+            "engine": self.settings.model.engine,
+            "max_size_mb": uploads.max_size_mb,
+            "max_pixels": uploads.max_pixels,
+            "max_slices": dicom.max_slices,
+            "max_archive_mb": dicom.max_archive_mb,
+            "deidentify": dicom.deidentify,
+        }
+        return facts | {name: str(value) for name, value in decide.items()}
 
 
 @dataclass(frozen=True)
@@ -156,11 +167,13 @@ def make_job(
     ModelError
         No such model.
     """
+    from brainmri.inference import optimised_path
     from brainmri.model import read_card, sha256_of
 
     model_id = model_id or settings.model.id
     card = read_card(model_id, settings.model.directory)
     rule = Path(settings.model.directory) / f"{model_id}.npz"
+    network = optimised_path(model_id, settings.model.directory)  # names the precision and the .bin's hash
     return Job(
         root=_absolute(root),
         output=_absolute(output),
@@ -168,6 +181,7 @@ def make_job(
         model_id=model_id,
         weights_sha256=card.weights_sha256,
         rule_sha256=sha256_of(rule) if rule.is_file() else "",
+        network_sha256=sha256_of(network) if network.is_file() else "",
         insist=insist,
         threads=max(1, available_cores() // workers),
         chunk_files=chunk_files,
@@ -205,7 +219,8 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
 def list_files(job: Job) -> Iterator[tuple[str, str]]:
     """Files under the root in order, folder by folder, with what tells a changed file (size and version).
 
-    Hidden files, index files and the job's own output are left out.
+    Hidden files, index files, pipes and the like, and the job's own output are left out. Links are followed, to each
+    folder once.
 
     Raises
     ------
@@ -216,16 +231,27 @@ def list_files(job: Job) -> Iterator[tuple[str, str]]:
     if not fs.isdir(root):
         raise DataError(f"{job.root}: no such folder; expected one with images")
     own = {file_system(url)[1] for url in (job.parts, job.output, job.bad)}
+    seen: set[str] = set()
 
     def walk(folder: str) -> Iterator[tuple[str, str]]:
+        if "file" in fs.protocol:  # nowhere else are links, which may lead in a ring
+            real = os.path.realpath(folder)
+            if real in seen:
+                return
+            seen.add(real)
         for entry in sorted(fs.ls(folder, detail=True), key=lambda e: e["name"]):
             path = entry["name"].rstrip("/")
             name = path.rsplit("/", 1)[-1]
             if name.startswith(".") or name.lower() in IGNORED_NAMES or path in own or path == folder:
                 continue
+            if entry.get("islink"):
+                try:
+                    entry = fs.info(path)  # of what it leads to
+                except OSError:  # nowhere: said when the file is read
+                    entry = {**entry, "type": "file"}
             if entry["type"] == "directory":
                 yield from walk(path)
-            else:
+            elif entry["type"] == "file":
                 version = next(
                     (entry[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if k in entry), ""
                 )
@@ -241,8 +267,9 @@ def list_chunks(job: Job) -> Iterator[Chunk]:
     digest = hashlib.sha256(basis)
     for path, version in list_files(job):
         files.append(path)
-        digest.update(f"{path}\n{version}\n".encode())
-        cut = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) % job.chunk_files == 0
+        name = path.encode("utf-8", "surrogateescape")  # one on a disk need not be UTF-8
+        digest.update(name + f"\n{version}\n".encode())
+        cut = int.from_bytes(hashlib.sha256(name).digest()[:8]) % job.chunk_files == 0
         if cut or len(files) == 4 * job.chunk_files:
             yield Chunk(f"part-{digest.hexdigest()[:24]}", tuple(files))
             files, digest = [], hashlib.sha256(basis)
@@ -314,17 +341,23 @@ class ChunkWorker:
             try:
                 slices, aside = read(path)
             except Exception as error:  # whatever it is, it costs this file and not the job
-                bad.append({"path": path, "error": type(error).__name__.lstrip("_"), "message": str(error)})
+                name = type(error).__name__.lstrip("_")
+                bad.append({"path": _shown(path), "error": name, "message": _shown(str(error))})
                 continue
             for item in aside:
-                error_name = "InvalidDicomError" if item.failed else "SetAside"
-                bad.append({"path": path, "file": item.name, "error": error_name, "message": item.reason})
+                name = "InvalidDicomError" if item.failed else "SetAside"
+                bad.append({"path": _shown(path), "file": _shown(item.name), "error": name, "message": item.reason})
             for number, mri_slice in enumerate(slices, start=1):
-                waiting.append((path, number, mri_slice))
+                waiting.append((_shown(path), number, mri_slice))
                 if len(waiting) >= BATCH_FILES:
                     flush()
         flush()
         return rows, bad
+
+
+def _shown(path: str) -> str:
+    """A path for a table, which holds UTF-8 alone: other bytes of a file's name as ``\\xfc``."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class _Poison(Exception):
@@ -503,7 +536,8 @@ def run_archive(job: Job, *, workers: int = 1, overwrite: bool = False, progress
     Parameters
     ----------
     overwrite : bool
-        Replace an output that holds another job's answers.
+        Replace an output that holds another job's answers, or a table that holds this one's. What else lies in a
+        folder stays.
     progress : callable, optional
         Called after each chunk.
 
@@ -603,7 +637,8 @@ def _claim_output(job: Job, job_sha256: str, overwrite: bool) -> bool:
 
     fs, parts = file_system(job.parts)
     other = StorageError(
-        f"{job.output}: holds the answers to other images or of another model; choose another --output, or --overwrite"
+        f"{job.output}: holds the answers to other images, of another model or under other settings; choose another "
+        "--output, or --overwrite"
     )
     output = file_system(job.output)[1]
     if job.single_file and fs.exists(output):
@@ -620,9 +655,9 @@ def _claim_output(job: Job, job_sha256: str, overwrite: bool) -> bool:
                         f"{job.output}: is no Parquet file; choose another --output, or --overwrite"
                     ) from error
                 found = ""
-        if found == job_sha256:
-            return True
         if not overwrite:
+            if found == job_sha256:
+                return True
             raise other
     claim = f"{parts}/_job.json"
     if fs.exists(claim):
@@ -630,12 +665,33 @@ def _claim_output(job: Job, job_sha256: str, overwrite: bool) -> bool:
             return False
         if not overwrite:
             raise other
-        fs.rm(parts, recursive=True)
-    strangers = [p for p in fs.ls(parts, detail=False) if p.rsplit("/", 1)[-1][0] != "_"] if fs.isdir(parts) else []
-    if strangers:
-        raise StorageError(f"{job.parts}: holds other files ({strangers[0]}); choose an empty --output")
+        _remove_own(fs, parts)
+    elif fs.isdir(parts):
+        strangers = [p for p in fs.ls(parts, detail=False) if p.rsplit("/", 1)[-1][0] != "_"]
+        if strangers:
+            raise StorageError(f"{job.parts}: holds other files ({strangers[0]}); choose an empty --output")
     _write_aside(f"{job.parts}/_job.json", json.dumps(job.identity(), indent=2).encode())
     return False
+
+
+def _is_own(path: str) -> bool:
+    """Whether a file is a part of some job, or one half-written: what else lies in a folder is somebody else's."""
+    name = path.rsplit("/", 1)[-1]
+    return (name.startswith("part-") and name.endswith(".parquet")) or (name[0] == "_" and name.endswith(".tmp"))
+
+
+def _remove_own(fs: AbstractFileSystem, parts: str) -> None:
+    """Remove a job's parts and what else it keeps beside them; the folder goes if nothing is left in it."""
+    for path in fs.ls(parts, detail=False):
+        if _is_own(path):
+            fs.rm_file(path)
+    for folder in (f"{parts}/_bad", f"{parts}/_tries"):
+        if fs.isdir(folder):
+            fs.rm(folder, recursive=True)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(f"{parts}/_job.json")  # last: a folder that is claimed can be cleared again
+    if fs.isdir(parts) and not fs.ls(parts, detail=False):
+        fs.rmdir(parts)
 
 
 def _finish_output(job: Job, names: list[str]) -> None:
@@ -646,8 +702,7 @@ def _finish_output(job: Job, names: list[str]) -> None:
     for folder in (parts, f"{parts}/_bad"):
         if fs.isdir(folder):
             for path in fs.ls(folder, detail=False):
-                name = path.rstrip("/").rsplit("/", 1)[-1]
-                if name.endswith((".parquet", ".tmp")) and name not in planned:
+                if _is_own(path) and path.rsplit("/", 1)[-1] not in planned:
                     fs.rm_file(path)
     if fs.isdir(f"{parts}/_tries"):
         fs.rm(f"{parts}/_tries", recursive=True)
@@ -659,7 +714,7 @@ def _finish_output(job: Job, names: list[str]) -> None:
         with_bad = [name for name in names if fs.exists(f"{parts}/_bad/{name}.parquet")]
         _merge(f"{parts}/_bad", with_bad, job.bad, bad_schema(), _job_sha256(names))
         _merge(parts, names, job.output, schema(), _job_sha256(names))
-        fs.rm(parts, recursive=True)
+        _remove_own(fs, parts)
 
 
 def _merge(folder: str, names: list[str], url: str, table_schema: pyarrow.Schema, job_sha256: str) -> None:
@@ -726,13 +781,15 @@ def _on_this_machine(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterato
                 process.join()
                 if chunk is not None:
                     _log.warning(
-                        "a worker died; the %d files from %s on are tried again", len(chunk.files), chunk.files[0]
+                        "a worker died; the %d files from %s on are tried again",
+                        len(chunk.files),
+                        _shown(chunk.files[0]),
                     )
                     attempts[chunk.name] = attempts.get(chunk.name, 0) + 1
                     if attempts[chunk.name] >= MAX_ATTEMPTS:
                         raise StorageError(
                             f"{MAX_ATTEMPTS} worker processes died over the same {len(chunk.files)} files "
-                            f"(first: {chunk.files[0]}); is there enough memory? Fewer --workers need less"
+                            f"(first: {_shown(chunk.files[0])}); is there enough memory? Fewer --workers need less"
                         )
                     again.append(chunk)
                 give(hire())

@@ -39,6 +39,10 @@ ORIENTATIONS = ("as it is", "mirrored", "rotated 90°", "rotated 90°, mirrored"
                 "rotated 180°, mirrored", "rotated 270°", "rotated 270°, mirrored")  # fmt: skip
 """Index: quarter turns * 2 + mirrored, of the second picture of a pair to match the first."""
 
+NEEDED = {"name", "n_images", "n_groups", "splits", "leaks", "label_conflicts", "second_labels", "proposed_split",
+          "cost"}  # fmt: skip
+"""What the page reads of every audit."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -100,6 +104,8 @@ class Audit:
                 tables.append(pd.read_csv(file, dtype=text, keep_default_na=False))
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{directory}: no saved audit there ({error}); run 'brainmri audit'") from error
+        if not isinstance(summary, dict) or not set(summary) >= NEEDED:
+            raise DataError(f"{directory}/audit.json: not what 'brainmri audit' writes; run it again")
         return cls(summary, *tables)
 
     def proposed(self) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,8 +63,8 @@ class AccountSettings(_Section):
 
     signup: Literal["open", "invite", "closed"] = "open"
     guest: bool = True
-    cookie_name: str = Field(default="brainmri", min_length=1)
-    cookie_days: PositiveFloat = 7
+    cookie_name: str = Field(default="brainmri", pattern=r"^[A-Za-z0-9_.-]+$")  # what every browser sends back as it is
+    cookie_days: PositiveFloat = Field(default=7, le=3650)
     key_file: Path = Path("data/cookie.key")
     admin_sees_images: bool = False
 
@@ -173,6 +174,28 @@ def load_settings(path: Path | str | None = None) -> Settings:
     return _resolve(settings, path.parent)
 
 
+def check_writable(folder: Path, key: str) -> None:
+    """Find out early that nothing can be written below a folder; makes nothing there.
+
+    Parameters
+    ----------
+    key : str
+        The setting that names the folder.
+
+    Raises
+    ------
+    ConfigError
+    """
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written to ({error.strerror}); correct '{key}' in the configuration, or who may "
+            "write there"
+        ) from error
+
+
 def _describe(file_name: str, error) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
@@ -193,7 +216,7 @@ def _resolve(settings: Settings, base: Path) -> Settings:
         paths = {key: base / value for key, value in section if isinstance(value, Path)}
         updates[name] = section.model_copy(update=paths)
     if root := os.environ.get("BRAINMRI_DATA"):
-        updates["data"] = settings.data.model_copy(update={"root": Path(root).resolve()})
+        updates["data"] = settings.data.model_copy(update={"root": Path(root).absolute()})
     url = settings.database.url
     prefix = "sqlite:///"
     if url.startswith(prefix) and not url.startswith(prefix + "/") and ":memory:" not in url:

@@ -89,7 +89,7 @@ def read_manifest(manifest: Path | str, root: Path | str | None = None, split_co
     Returns
     -------
     DataFrame
-        ``path``, ``file``, ``label``, ``split``, ``group`` (the row number where the manifest has none) and the rest.
+        ``path``, ``file``, ``label``, ``split``, ``group`` (the row number where the manifest says none) and the rest.
 
     Raises
     ------
@@ -120,8 +120,8 @@ def read_manifest(manifest: Path | str, root: Path | str | None = None, split_co
 
 def _finish(table: pd.DataFrame, root: Path) -> pd.DataFrame:
     table["file"] = [str(root / p) for p in table["path"]]
-    if "group" not in table:
-        table["group"] = [str(i) for i in range(len(table))]
+    alone = pd.Series([str(i) for i in range(len(table))], index=table.index)
+    table["group"] = table["group"].where(table["group"] != "", alone) if "group" in table else alone
     return table
 
 
@@ -148,9 +148,15 @@ def select_split(table: pd.DataFrame, split: str, *, require_files: bool = True)
 
 
 def clean_leaks() -> pd.DataFrame:
-    """Held-out images that show a slice of clean train, upside down mostly: ``path``, ``clean_split``, ``copy_of``.
+    """Held-out images that show a slice which the networks trained on.
 
-    Made by ``scripts/clean_leaks.py`` from the saved audit.
+    Made by ``scripts/clean_leaks.py``.
+
+    Returns
+    -------
+    DataFrame
+        ``collection``, ``path``, ``split``; ``copy_collection`` and ``copy_of``: a training image of the same slice, or
+        of the same place of the same head; ``found_by``: ``audit`` or ``crop``.
     """
     return pd.read_csv(SPLITS_DIRECTORY / "clean_leaks.csv", dtype=str)
 
@@ -174,8 +180,12 @@ def read_mask(file: Path | str) -> np.ndarray:
 
 def fetch_hint(root: Path | str) -> str:
     """One line that says how the data set gets to where it is expected."""
+    return f"run 'brainmri data fetch', or {_by_hand(root)}"
+
+
+def _by_hand(root: Path | str) -> str:
     return (
-        f"run 'brainmri data fetch', or download {KAGGLE_DATASET} from kaggle.com by hand and put its Training/ and "
+        f"download {KAGGLE_DATASET} from kaggle.com by hand and put its Training/ and "
         f"Testing/ folders into {root} (data.root in config.yaml, or BRAINMRI_DATA)"
     )
 
@@ -197,7 +207,7 @@ def fetch(root: Path | str) -> Path:
         source = Path(kagglehub.dataset_download(KAGGLE_DATASET))
     except Exception as error:  # kagglehub lets requests', urllib3's and its own errors through
         raise DataError(
-            f"{KAGGLE_DATASET} could not be downloaded ({type(error).__name__}); {fetch_hint(root)}"
+            f"{KAGGLE_DATASET} could not be downloaded ({type(error).__name__}); {_by_hand(root)}"
         ) from error
     root.mkdir(parents=True, exist_ok=True)
     for folder in (f for f in _FOLDERS if not (root / f).is_dir()):

@@ -21,7 +21,7 @@ N_BOOTSTRAP = 1000
 MIN_GROUPS = 10
 """Fewer groups have no interval: resampling so few repeats what was seen, and what was right once is right for sure."""
 N_BINS = 15
-CURVE_POINTS = 200
+CURVE_POINTS = 2000
 _NONE = CLASS_NAMES.index(NO_TUMOR)
 
 
@@ -62,7 +62,8 @@ class GroupBootstrap:
         """Interval of the mean of image values (of those ``where`` holds).
 
         Where all of a share's values are 1, or all 0, every resample says so too; the interval then is Clopper and
-        Pearson's for as many groups (Biometrika 1934), not a point.
+        Pearson's for as many groups (Biometrika 1934), not a point. A share a little off 1 or 0, which few resamples
+        vary, is never given a narrower one on that side.
 
         Parameters
         ----------
@@ -72,11 +73,14 @@ class GroupBootstrap:
         """
         where = np.ones(len(values), bool) if where is None else where
         n_groups, said = len(np.unique(self.codes[where])), set(values[where].astype(float).tolist())
+        reach = round(0.025 ** (1 / max(n_groups, 1)), 6)
         if share and n_groups >= MIN_GROUPS and said in ({0.0}, {1.0}):
-            reach = round(0.025 ** (1 / n_groups), 6)
             return [reach, 1.0] if said == {1.0} else [0.0, round(1 - reach, 6)]
         sums = self.group_sums(np.stack([np.where(where, values, 0.0), where.astype(float)], axis=1))
-        return self.interval(_ratio(sums[:, 0], sums[:, 1]), where)
+        found = self.interval(_ratio(sums[:, 0], sums[:, 1]), where)
+        if found is None or not share:
+            return found
+        return [min(found[0], reach), max(found[1], round(1 - reach, 6))]
 
     def interval(self, replicates: np.ndarray, *parts: np.ndarray) -> list[float] | None:
         """2.5th and 97.5th percentile of a measure.
@@ -127,7 +131,7 @@ def roc_auc(is_positive: np.ndarray, score: np.ndarray, weights: np.ndarray | No
 
 
 def operating_curve(is_positive: np.ndarray, score: np.ndarray) -> dict[str, list[float]]:
-    """Sensitivity and specificity of ``score >= threshold`` at every distinct threshold, thinned to a few hundred.
+    """Sensitivity and specificity of ``score >= threshold`` at every threshold; thinned where there are thousands.
 
     Returns
     -------
@@ -353,7 +357,9 @@ def measure(
                     f"fewer than {MIN_GROUPS} groups of images carry it, or every resample gives the same figure"
                 )
     if subgroups:
-        result["subgroups"] = measure_subgroups(table, n_bootstrap=n_bootstrap, seed=seed)
+        result["subgroups"] = measure_subgroups(
+            table, tumour_threshold=tumour_threshold, n_bootstrap=n_bootstrap, seed=seed
+        )
     return result
 
 
@@ -380,8 +386,12 @@ def _classification(table, labels, probabilities, typed, bootstrap, undefined, i
         undefined["balanced_accuracy"] = undefined["macro_f1"] = undefined["roc_auc"] = undefined["accuracy"]
         return found
     right = (y_true == y_pred) & typed
-    found["accuracy"] = _number(right.sum() / typed.sum())
-    intervals["accuracy"] = bootstrap.mean(right, typed)
+    if len(absent) == n_classes - 1:
+        only = next(name for name in CLASS_NAMES if name not in absent)
+        undefined["accuracy"] = f"all images of a known type are {CLASS_TITLES[only].lower()}: see the recall of that"
+    else:
+        found["accuracy"] = _number(right.sum() / typed.sum())
+        intervals["accuracy"] = bootstrap.mean(right, typed)
     # Confusion matrices of all replicates at once: each image adds to one cell.
     cells = np.zeros((len(labels), n_classes * n_classes), np.float32)
     cells[np.flatnonzero(typed), y_true[typed] * n_classes + y_pred[typed]] = 1
@@ -576,14 +586,16 @@ SUBGROUP_COLUMNS = {
 """Columns of a table of predictions that make subgroups, with their titles."""
 
 
-def measure_subgroups(table: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0) -> list[dict[str, Any]]:
+def measure_subgroups(
+    table: pd.DataFrame, *, tumour_threshold: float | None = None, n_bootstrap: int = N_BOOTSTRAP, seed: int = 0
+) -> list[dict[str, Any]]:
     """Accuracy and tumour-against-none per value of each column in ``SUBGROUP_COLUMNS`` that has several.
 
     Returns
     -------
     list of dict
         ``column``, ``value``, ``n``, ``n_groups``, ``accuracy``, ``sensitivity``, ``specificity`` (of tumour
-        against none, by the likeliest class), ``tumour_roc_auc``; None where undefined.
+        against none, by the likeliest class), ``specificity_at_threshold``, ``tumour_roc_auc``; None where undefined.
     """
     rows = []
     for column, title in SUBGROUP_COLUMNS.items():
@@ -609,9 +621,12 @@ def measure_subgroups(table: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP, se
                 "accuracy_interval": bootstrap.mean(right, typed) if typed.any() else None,
                 "sensitivity": _number((called != _NONE)[tumour].mean()) if tumour.any() else None,
                 "specificity": _number((called == _NONE)[none].mean()) if none.any() else None,
+                "specificity_at_threshold": None,
                 "tumour_roc_auc": None,
                 "tumour_roc_auc_interval": None,
             }
+            if none.any() and tumour_threshold is not None:
+                row["specificity_at_threshold"] = _number((1 - p[none, _NONE] < tumour_threshold).mean())
             if tumour.any() and none.any():
                 score = 1 - p[known, _NONE]
                 row["tumour_roc_auc"] = _number(roc_auc(tumour[known], score)[0])

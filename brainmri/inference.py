@@ -15,7 +15,7 @@ import numpy as np
 
 from brainmri.decision import DecisionRule
 from brainmri.errors import BrainMRIError, EngineError, InvalidImageError, ModelError
-from brainmri.imaging import as_network_batch, preprocess
+from brainmri.imaging import as_network_batch, is_blank, preprocess
 from brainmri.model import FEATURE_LAYER, LOGITS_LAYER, ModelCard, load_network, read_card, sha256_of
 from brainmri.types import MRISlice, Prediction
 
@@ -24,6 +24,8 @@ SPLIT_INPUT = "high, low, high"
 """What an optimised network calls its input's channels where they are those of `split_grey`."""
 MAX_BATCH = 32
 """Images in one forward pass: activations grow with it (4 MB an image in bfloat16), throughput hardly does."""
+BLANK_SCORE = 2.0
+"""``ood_score``, at least, of a picture that shows nothing: over the threshold of any gate."""
 
 UNCALIBRATED = (
     "not calibrated: no prediction sets and nothing that turns away what is no brain MRI; run: brainmri calibrate"
@@ -304,6 +306,10 @@ class Classifier:
         logits, feature_maps = self.forward(stacked)
         rivals = [t.rival / 100 * may_be for t, may_be in zip(transforms, sheets or [True] * len(images), strict=True)]
         probabilities, ood_score, sets, decisions = self.rule.apply(logits, feature_maps, stacked, colour_share, rivals)
+        if self.rule.gate is not None:  # as with colour: a rule without a gate rejects nothing
+            blank = [is_blank(image, shown) for image, shown in zip(images, inputs, strict=True)]
+            ood_score = np.where(blank, np.maximum(ood_score, BLANK_SCORE), ood_score)
+            decisions = tuple("rejected" if b else d for b, d in zip(blank, decisions, strict=True))
         return Prediction(
             logits=logits,
             probabilities=probabilities,
@@ -392,9 +398,10 @@ def load_classifier(
     if precision not in (None, *PRECISIONS):
         raise EngineError(f"unknown precision '{precision}'; known: {', '.join(PRECISIONS)}")
     card = read_card(model_id, directory)
-    rule = rule or DecisionRule.load(Path(directory) / f"{model_id}.npz")
-    if not rule.weights_sha256:
-        _log.warning("%s: %s", model_id, UNCALIBRATED)
+    if rule is None:
+        rule = DecisionRule.load(Path(directory) / f"{model_id}.npz")
+        if not rule.weights_sha256:
+            _log.warning("%s: %s", model_id, UNCALIBRATED)
     wanted = "openvino" if engine == "auto" else engine
     reasons: list[str] = []
     for name in sorted(ENGINES, key=lambda n: n != wanted):

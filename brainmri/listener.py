@@ -13,7 +13,8 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -39,6 +40,8 @@ _FREE_BYTES = 1_000_000_000
 _RETRY_S = 60.0
 _MOST_TRIES = 30
 _INCOMPLETE = "incomplete.txt"
+_STOPPED = "the listener stopped while it came; let it be sent again"
+_UNKNOWN = "?"
 _SUCCESS, _OUT_OF_RESOURCES, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000  # PS3.4 B.2.3
 
 
@@ -122,16 +125,13 @@ class Listener:
 
     def _store(self, event: Any) -> int:
         """One object that came, in the association's thread; what is returned is the status that its sender gets."""
-        try:
-            ds = event.dataset
-            uids = [ds.get(keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-            whole = all(isinstance(uid, str) and uid.strip() for uid in (*uids, ds.get("SOPClassUID")))
-        except Exception:  # pydicom's own, of all kinds
-            whole = False
-        if not whole:
+        keywords = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+        study, series, instance, sop_class = (_uid(event, keyword) for keyword in keywords)
+        if not (study and series and instance and sop_class):
+            self.spool.refuse(study, instance, "it cannot be read or lacks a UID", event.assoc)
             self.say("refused an object that cannot be read or lacks a UID")
             return _CANNOT_UNDERSTAND
-        refused = self.spool.put(uids[0], uids[1], uids[2], event.encoded_dataset(), event.assoc)
+        refused = self.spool.put(study, series, instance, event.encoded_dataset(), event.assoc)
         if refused:
             self.say(f"refused an object: {refused}")
         return _OUT_OF_RESOURCES if refused else _SUCCESS
@@ -244,7 +244,8 @@ class Spool:
 
     ``incoming/<study>/<series>/<instance>.dcm`` becomes ``working/...`` once the study is complete; names are hashes,
     for a UID is whatever somebody sent. ``failed`` and ``outgoing`` are flat. While a study comes, and where a part of
-    it is missing, a file `_INCOMPLETE` in its folder says so, and why; it outlives a crash.
+    it is missing, a file `_INCOMPLETE` in its folder says so, why, and which instances have to come (again); it
+    outlives a crash.
     """
 
     def __init__(self, settings: Settings):
@@ -253,12 +254,14 @@ class Spool:
             self.root / name for name in ("incoming", "working", "failed", "outgoing")
         )
         self._lock = threading.Lock()
-        self._senders: dict[Path, set[Any]] = {}  # associations that send to a study now
-        self._missing: dict[Path, str] = {}  # studies of which a part is missing since they began to come, and why
+        self._senders: dict[Path, dict[Any, set[str]]] = {}  # of a study: instances by the association that sends them
+        self._missing: dict[Path, dict[str, str]] = {}  # of a study: instances that have to come (again), and why
         self._sizes: dict[Path, dict[str, int]] = {}  # of a series: bytes by file
 
     def open(self) -> None:
-        """Make the folders, and drop what a crash left half-written: its sender was not told that it was taken.
+        """Make the folders, drop what a crash left half-written, and note which studies it left incomplete.
+
+        The sender of what is dropped was not told that it was taken.
 
         Raises
         ------
@@ -270,6 +273,11 @@ class Spool:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for partial in self.root.rglob("*.part"):
                 partial.unlink()
+            for marker in self.incoming.glob(f"*/{_INCOMPLETE}"):
+                reason, *names = marker.read_text("utf-8", "replace").splitlines() or [_STOPPED]
+                written = marker.stat().st_mtime_ns
+                names += [path.name for path in marker.parent.glob("*/*.dcm") if path.stat().st_mtime_ns >= written]
+                self._missing[marker.parent] = dict.fromkeys(names or [_UNKNOWN], reason)
         except OSError as error:
             raise PacsError(f"{error.filename}: {error.strerror}; set pacs.spool to a folder to write to") from error
 
@@ -278,9 +286,8 @@ class Spool:
         study = self.incoming / _name(study_uid)
         folder, file_name = study / _name(series_uid), f"{_name(instance_uid)}.dcm"
         with self._lock:
-            if begins := not self._senders.setdefault(study, set()):
-                self._missing.pop(study, None)  # who broke off before comes again
-            self._senders[study].add(sender)
+            begins = not self._senders.get(study)
+            self._note_sender(study, sender, file_name)
             if folder not in self._sizes:
                 self._sizes[folder] = {path.name: path.stat().st_size for path in folder.glob("*.dcm")}
             sizes = self._sizes[folder] | {file_name: len(content)}
@@ -293,8 +300,9 @@ class Spool:
             try:
                 study.mkdir(mode=0o700, exist_ok=True)
                 folder.mkdir(mode=0o700, exist_ok=True)
-                if begins:
-                    _write(study / _INCOMPLETE, b"the listener stopped while it came; let it be sent again")
+                if begins or not (study / _INCOMPLETE).exists():
+                    with self._lock:
+                        self._mark(study)
                 _write(folder / file_name, content)
                 sync_folder(study)
                 sync_folder(self.incoming)
@@ -302,27 +310,63 @@ class Spool:
                 refused = f"it cannot be written ({error.strerror})"
         with self._lock:
             if refused:
-                self._lack(study, f"a part was refused: {refused}")
+                self._lack(study, [file_name], f"a part was refused: {refused}")
             else:
                 self._sizes[folder][file_name] = len(content)
+                lacking = self._missing.get(study, {})
+                lacking.pop(file_name, None)
+                if not lacking:
+                    self._missing.pop(study, None)
             if study.is_dir():
                 os.utime(study)  # what is waited for is that nothing of the study comes
         return refused
+
+    def refuse(self, study_uid: str, instance_uid: str, reason: str, sender: Any) -> None:
+        """Note that an object was refused for lack of a UID: its study lacks it, or any that its association sends."""
+        name = f"{_name(instance_uid)}.dcm" if instance_uid else _UNKNOWN
+        with self._lock:
+            if study_uid:
+                studies = [self.incoming / _name(study_uid)]
+            else:
+                studies = [study for study, senders in self._senders.items() if sender in senders]
+            for study in studies:
+                self._note_sender(study, sender, name)
+                self._lack(study, [name], f"a part was refused: {reason}")
 
     def end(self, sender: Any, *, released: bool) -> None:
         """An association is over; without a release of it the studies that it sent are not whole."""
         with self._lock:
             for study in [study for study, senders in self._senders.items() if sender in senders]:
-                self._senders[study].discard(sender)
+                sent = self._senders[study].pop(sender)
                 if not released:
-                    self._lack(study, "its sender broke off; let it be sent again")
-                if not self._senders[study] and study not in self._missing:
+                    self._lack(study, sent, "its sender broke off; let it be sent again")
+                if self._senders[study] or study in self._missing:
+                    self._try_to_mark(study)
+                else:
                     (study / _INCOMPLETE).unlink(missing_ok=True)
 
-    def _lack(self, study: Path, reason: str) -> None:
-        self._missing.setdefault(study, reason)
-        if study.is_dir():
-            (study / _INCOMPLETE).write_text(self._missing[study], "utf-8")
+    def _note_sender(self, study: Path, sender: Any, name: str) -> None:
+        self._senders.setdefault(study, {}).setdefault(sender, set()).add(name)
+
+    def _lack(self, study: Path, names: Iterable[str], reason: str) -> None:
+        """Note instances that have to come (again) before a study is whole; on disk at the first, and at the end."""
+        first = study not in self._missing
+        for name in names:
+            self._missing.setdefault(study, {}).setdefault(name, reason)
+        if first or not (study / _INCOMPLETE).exists():
+            self._try_to_mark(study)
+
+    def _try_to_mark(self, study: Path) -> None:
+        with suppress(OSError):  # a full disk, say: then this process alone knows
+            study.mkdir(mode=0o700, exist_ok=True)
+            self._mark(study)
+
+    def _mark(self, study: Path) -> None:
+        """Write down what a study lacks, and what it would lack if this process ended now."""
+        missing = self._missing.get(study, {})
+        coming: set[str] = set().union(*self._senders.get(study, {}).values())
+        lines = [next(iter(missing.values()), _STOPPED), *sorted(coming.union(missing))]
+        _write(study / _INCOMPLETE, "\n".join(lines).encode())
 
     def take_complete(self, quiet_seconds: float) -> list[str]:
         """Move studies of which nothing came for so long to ``working``; returns why others are put aside instead."""
@@ -336,8 +380,8 @@ class Spool:
                 for folder in _folders(study):
                     self._sizes.pop(folder, None)
                 missing = study / _INCOMPLETE
-                reason = missing.read_text("utf-8") if missing.exists() else ""
-                if reason:
+                if missing.exists():
+                    reason = missing.read_text("utf-8", "replace").partition("\n")[0] or _STOPPED
                     self.fail(study, reason)
                     reasons.append(reason)
                 else:
@@ -368,21 +412,33 @@ def _name(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
+def _uid(event: Any, keyword: str) -> str:
+    """A UID of an object that came; empty where it has none, several, or cannot be read."""
+    try:
+        uid = event.dataset.get(keyword)
+    except Exception:  # pydicom's own, of all kinds
+        return ""
+    return uid if isinstance(uid, str) and uid.strip() else ""
+
+
 def _folders(folder: Path) -> list[Path]:
     """Folders in it; a stray file is none."""
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def _is_derived(folder: Path) -> bool:
-    """Whether a series is derived images or localisers, by its first file; what cannot be read fails later."""
+    """Whether all of a series is derived images or localisers; what cannot be read fails later."""
     from pydicom import dcmread
 
     try:
-        ds = dcmread(min(folder.glob("*.dcm")), specific_tags=["ImageType"], stop_before_pixels=True)
-        kinds = ds.get("ImageType") or ()
-        return bool({"DERIVED", "SECONDARY", "LOCALIZER"} & set([kinds] if isinstance(kinds, str) else kinds))
+        for path in folder.glob("*.dcm"):
+            ds = dcmread(path, specific_tags=["ImageType"], stop_before_pixels=True)
+            kinds = ds.get("ImageType") or ()
+            if not {"DERIVED", "SECONDARY", "LOCALIZER"} & set([kinds] if isinstance(kinds, str) else kinds):
+                return False
     except Exception:
         return False
+    return True
 
 
 def _write(path: Path, content: bytes) -> None:

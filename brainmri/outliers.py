@@ -99,7 +99,7 @@ def _sample_photographs() -> tuple[np.ndarray, ...]:
     return tuple(found)
 
 
-def _photograph_crop(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
+def photograph_crop(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
     """A part of a photograph, seen through a colour filter: grass is bright in one and dark in the other."""
     from PIL import Image
 
@@ -344,7 +344,7 @@ def _head_ct(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
 def _object(rng: np.random.Generator, head: np.ndarray) -> np.ndarray:
     """A head's outline with no brain in it: a thing on a black ground."""
     outline = ndimage.binary_fill_holes(ndimage.gaussian_filter(head, 1) > 0.1)
-    inside = (_dead_leaves, _noise, _photograph_crop)[int(rng.integers(3))](rng, head)
+    inside = (_dead_leaves, _noise, photograph_crop)[int(rng.integers(3))](rng, head)
     return np.where(outline, 0.2 + 0.8 * _fit(inside, (head.shape[0], head.shape[1])), 0)
 
 

@@ -28,6 +28,7 @@ from brainmri.storage import (
     Record,
     UtcDateTime,
     attached_to,
+    contains_text,
     delete_record,
     deleting,
     load_slice,
@@ -37,6 +38,7 @@ from brainmri.storage import (
     may_see_images,
     plain_cell,
     save_record,
+    search_key,
     sees_all,
     signature,
     utc_now,
@@ -65,7 +67,7 @@ class Patient(Base):
     name: Mapped[str] = mapped_column(sa.String(200), default="")
     birth_date: Mapped[date | None]
     sex: Mapped[str] = mapped_column(sa.String(10), default="")  # F, M, O or empty, as DICOM (0010,0040)
-    search_key: Mapped[str] = mapped_column(sa.String(300), default="")  # case-folded pseudonym and name
+    search_key: Mapped[str] = mapped_column(sa.String(300), default="")  # storage.search_key of pseudonym and name
 
     @property
     def title(self) -> str:
@@ -233,7 +235,7 @@ def find_patients(
     """
     conditions = [_visible_patients(user)]
     if text.strip():
-        conditions.append(Patient.search_key.contains(text.strip().casefold(), autoescape=True))
+        conditions.append(contains_text(Patient.search_key, text.strip()))
     if sexes:
         conditions.append(Patient.sex.in_(sexes))
     if labels:
@@ -515,9 +517,19 @@ def keep_series(
                 delete_record(database, settings, user, record.id)
         if known is None:
             with suppress(BrainMRIError):
-                delete_patient(database, settings, user, patient.id)
+                _delete_unused(database, user, patient.id)
         raise
     return records
+
+
+def _delete_unused(database: Database, user: User, patient_id: int) -> None:
+    """Delete a patient that was made for cases which could not be kept, unless somebody filed others meanwhile."""
+    with database.write() as session:
+        _hold(session, patient_id)
+        patient = session.get(Patient, patient_id)
+        if patient is not None and not session.scalar(sa.select(_records_of(patient_id).exists())):
+            session.delete(patient)
+            session.add(DeletionRow(user_id=user.id, username=user.username, what=f"patient {patient_id}: no cases"))
 
 
 def _person(series: Series) -> tuple[str, dict[str, Any]]:
@@ -757,12 +769,23 @@ def delete_patient(database: Database, settings: Settings, user: User, patient_i
         No such patient, or an image file cannot be removed.
     """
     with deleting(database, settings) as (session, remove):
+        _hold(session, patient_id)
         records, takes = _deletable(session, user, patient_id)
         remove(records)
         session.execute(sa.delete(Patient).where(Patient.id == patient_id))
         line = f"patient {patient_id}: {takes}"
         session.add(DeletionRow(user_id=user.id, username=user.username, what=line))
     return line
+
+
+def _hold(session: Session, patient_id: int) -> None:
+    """Let nobody file, sign or delete anything of a patient until the transaction ends: PostgreSQL has many at once."""
+    for query in (
+        sa.select(Patient.id).where(Patient.id == patient_id),
+        sa.select(Study.id).where(Study.patient_id == patient_id).order_by(Study.id),
+        sa.select(Record.id).where(Record.id.in_(_records_of(patient_id))).order_by(Record.id),
+    ):
+        session.execute(query.with_for_update())
 
 
 def _deletable(session: Session, user: User, patient_id: int) -> tuple[Sequence[Record], str]:
@@ -866,7 +889,7 @@ def _check_day(day: object, what: str) -> None:
 
 
 def _search_key(pseudonym: str, name: str) -> str:
-    return f"{pseudonym} {name}".casefold()[:300]
+    return search_key(f"{pseudonym} {name}")[:300]
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from brainmri.config import Settings
-from brainmri.imaging import decode_image, several_notes
+from brainmri.imaging import blank_notes, decode_image, several_notes
 from brainmri.inference import Classifier
 from brainmri.types import CLASS_NAMES, Analysis, MRISlice
 
@@ -42,6 +42,7 @@ def analyse(classifier: Classifier, slices: Sequence[MRISlice]) -> list[Analysis
         probabilities = {name: float(p) for name, p in zip(CLASS_NAMES, prediction.probabilities[i], strict=True)}
         decision, transform = prediction.decisions[i], prediction.transforms[i]
         notes = several_notes(transform) if mri_slice.may_be_sheet else ()
+        notes += blank_notes(mri_slice.pixels, prediction.inputs[i])
         if not set(notes) <= set(mri_slice.notes):  # a kept case has it already
             mri_slice = replace(mri_slice, notes=(*mri_slice.notes, *notes))
         results.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ class Source(_Strict):
     repeat : int
         Draws of each drawn group each epoch.
     taught : bool
-        With teachers: they answer for its views as well; else its labels alone count, where teachers know no better.
+        With teachers: they answer for its views as well; else its labels alone count, where teachers know no better,
+        but for mixtures of two views, which have no label.
     """
 
     name: str
@@ -206,6 +208,15 @@ class Recipe(_Strict):
             raise ValueError("start_teaches, mixed: only where a teacher answers; name one and its teacher_weight")
         if (self.start_teaches or self.start_share) and not self.continues:
             raise ValueError("start_teaches, start_share: only where a recipe continues another; name it in continues")
+        if self.architecture == "vgg16":
+            # The dense kernel has weights for each of (size / 32)² positions, an averaged head's for one.
+            for before, after in pairwise(self.stages):
+                sides = sorted(1 if stage.averaged else stage.input_size // 32 for stage in (before, after))
+                if sides[1] % sides[0]:
+                    raise ValueError(
+                        f"stages: from {before.input_size} to {after.input_size} px the dense kernel cannot be carried "
+                        "over; take sizes of which one is a multiple of the other, or averaged: true for either stage"
+                    )
         return self
 
 

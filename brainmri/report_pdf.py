@@ -13,6 +13,7 @@ import numpy as np
 
 from brainmri import __version__
 from brainmri.imaging import picture_reason
+from brainmri.look import limit_texts, metrics_table
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Explanation, MRISlice
 
 if TYPE_CHECKING:
@@ -426,32 +427,22 @@ def _draw_model(page: _Page, content: Content) -> None:
     if card is None:
         page.paragraph("Its card is not here any more: limits and figures unknown.", size=8.5, colour=_GREY)
         return
-    for line in _split_of_record(card):
-        page.paragraph(line, size=8.5)
-    for limit in card.limits:
+    page.paragraph("Measured, by collection:", size=8.5)
+    for line in _measured(card):
+        page.paragraph("• " + line, size=8.5)
+    page.paragraph("Limits:", size=8.5)
+    for limit in limit_texts(card.limits):
         page.paragraph("• " + limit, size=8.5, colour=_GREY)
 
 
-def _split_of_record(card: ModelCard) -> list[str]:
-    """The card's figures, one line a split, the clean split first."""
-    lines = []
-    names = sorted(card.metrics, key=lambda n: ("clean" not in n, n))
-    for split in names:
-        values = card.metrics[split]
-        if not isinstance(values, dict):
-            continue
-        shown = []
-        for key in ("n", "accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "expected_calibration_error"):
-            value = values.get(key)
-            if isinstance(value, dict):
-                value = value.get("macro")
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                shown.append(
-                    f"{key.replace('_', ' ')} {value:,}" if key == "n" else f"{key.replace('_', ' ')} {value:.3f}"
-                )
-        if shown:
-            lines.append(f"Measured on {split.replace('_', ' ')}: " + ", ".join(shown) + ".")
-    return lines[:3] or ["The card holds no measured figures yet."]
+def _measured(card: ModelCard) -> list[str]:
+    """The card's figures, one line a split."""
+    table = metrics_table(card.metrics)
+    lines = (
+        f"{split}: " + ", ".join(f"{title.lower()} {text}" for title, text in row.items() if text != "–")
+        for split, row in table.items()
+    )
+    return [f"{line}." for line in lines] or ["The card holds no measured figures yet."]
 
 
 def code_text(content: Content) -> str:

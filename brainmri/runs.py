@@ -249,7 +249,7 @@ def nearest_neighbour_baseline(
         "accuracy": round(float(right.mean()), 6),
         "interval": GroupBootstrap(typed["group"]).mean(right),
         "n_training": len(training),
-        "method": "label of the most correlated 32 x 32 thumbnail of the split 'train'",
+        "method": "label of the most correlated 32 x 32 thumbnail of the training images",
     }
 
 
@@ -291,18 +291,27 @@ def read_rows(manifest: Path | str, images: Path | str | None, split_column: str
     table = read_manifest(manifest, images, split_column)
     if "figshare_index" in table.columns:
         table["source"] = np.where(table["figshare_index"] != "", "figshare", "other")
-    if "clean_split" in table.columns:
-        leaks = clean_leaks()  # copies of training slices that the split's maker overlooked
-        seen = table["path"].isin(leaks["path"])
-        if split_column != "clean_split":
-            seen |= table["group"].isin(set(table.loc[table["clean_split"] == "train", "group"]))
+    kaggle = "clean_split" in table.columns
+    leaks = clean_leaks()  # copies of training slices that the splits' makers overlooked
+    leaks = leaks[leaks["collection"] == ("brain_tumor_mri" if kaggle else collection_of(manifest))]
+    seen = table["path"].isin(leaks["path"])
+    if kaggle and split_column != "clean_split":
+        seen |= table["group"].isin(set(table.loc[table["clean_split"] == "train", "group"]))
+    if kaggle or seen.any():
         table["seen_in_training"] = np.where(seen, "yes", "no")
         own = dict(zip(table["path"], table["group"], strict=True))
+        leaks = leaks[leaks["copy_collection"] == leaks["collection"]]
         joined = {own[p]: own[c] for p, c in zip(leaks["path"], leaks["copy_of"], strict=True) if {p, c} <= own.keys()}
         table["group"] = [joined.get(g, g) for g in table["group"]]
     table["slice_group"] = table["group"]
     table["group"] = independent_units(table)
     return table
+
+
+def collection_of(manifest: Path | str) -> str:
+    """What data a manifest is of: its folder's name, or its own where it is no ``manifest.csv``."""
+    manifest = Path(manifest)
+    return manifest.stem if manifest.stem != "manifest" else manifest.absolute().parent.name
 
 
 def independent_units(rows: pd.DataFrame) -> list[str]:
@@ -352,11 +361,12 @@ def evaluate(
         Empty split, missing files, foreign labels, broken weights, or a folder that holds a run of something else.
     """
     manifest = Path(manifest)
-    name = name or (manifest.stem if manifest.stem != "manifest" else manifest.resolve().parent.name)
+    name = name or collection_of(manifest)
     _require_own_folder(Path(output), (classifier.card.id, name, f"{split_column}: {split}"))
     table = read_rows(manifest, images, split_column)
     rows = select_split(table, split)
-    training = table[table["split"] == training_split]
+    # What the network learned from, where that is known; another split's training images are not that.
+    training = table[table["clean_split" if "clean_split" in table else "split"] == training_split]
     why: str | None = "the nearest training images were not asked for (--no-baseline)"
     if baseline and split == training_split:
         why = "these are the training images themselves"

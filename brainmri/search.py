@@ -150,7 +150,7 @@ def measure_network(
     for sequence in ("flair", "post"):
         where = (lgg_test["sequence"] == sequence).to_numpy()
         figures[f"lgg_auc_{sequence}"] = roc_auc_score((lgg_test["label"] != NO_TUMOR)[where], lgg_score[where])
-    return {name: round(float(value), 4) for name, value in figures.items()}
+    return {name: round(float(value), 6) for name, value in figures.items()}
 
 
 def _logits(network, rows: pd.DataFrame, mirror: bool) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from concurrent.futures import Future
 
@@ -33,14 +34,10 @@ class BatchingClassifier(Classifier):
         super().__init__(classifier.card, classifier.engine, classifier.rule, classifier.fallback_reason)
         one_thread_for_numpy()
         self.max_batch = max_batch
-        self.queue_size = max(queue_size, max_batch)
-        self._inner = classifier
-        self._waiting: deque[tuple[np.ndarray, Future]] = deque()
-        self._n_waiting = 0
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="brainmri-engine", daemon=True)
+        self._queue = _Queue(classifier, max_batch, max(queue_size, max_batch))
+        self._thread = threading.Thread(target=self._queue.run, name="brainmri-engine", daemon=True)
         self._thread.start()
+        weakref.finalize(self, self._queue.close)  # nobody holds it any more: the thread ends, and the engine goes
 
     def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Classifier.forward`.
@@ -52,7 +49,7 @@ class BatchingClassifier(Classifier):
         """
         parts = []
         for start in range(0, len(inputs), self.max_batch):
-            future = self._submit(inputs[start : start + self.max_batch], admitted=start > 0)
+            future = self._queue.submit(inputs[start : start + self.max_batch], admitted=start > 0)
             parts.append(future.result())
         if len(parts) == 1:
             return parts[0]
@@ -60,48 +57,61 @@ class BatchingClassifier(Classifier):
 
     def close(self) -> None:
         """Finish what waits, then end the thread; later calls are refused."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._queue.close()
         self._thread.join()
 
-    def _submit(self, inputs: np.ndarray, admitted: bool) -> Future:
+
+class _Queue:
+    """What waits, and the thread's work on it. It does not hold the `BatchingClassifier`, which could never go then."""
+
+    def __init__(self, classifier: Classifier, max_batch: int, size: int):
+        self.classifier, self.max_batch, self.size = classifier, max_batch, size
+        self.waiting: deque[tuple[np.ndarray, Future]] = deque()
+        self.n_waiting = 0
+        self.changed = threading.Condition()
+        self.closed = False
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def submit(self, inputs: np.ndarray, admitted: bool) -> Future:
         future: Future = Future()
-        with self._changed:
+        with self.changed:
             if admitted:
-                self._changed.wait_for(lambda: self._closed or self._has_room(inputs))
-            if self._closed:
+                self.changed.wait_for(lambda: self.closed or self._has_room(inputs))
+            if self.closed:
                 raise BusyError("the classifier is shutting down; try again in a moment")
             if not self._has_room(inputs):
                 raise BusyError(
-                    f"busy: {self._n_waiting} slices wait already and the queue holds {self.queue_size}; "
-                    "try again in a moment"
+                    f"busy: {self.n_waiting} slices wait already and the queue holds {self.size}; try again in a moment"
                 )
-            self._waiting.append((inputs, future))
-            self._n_waiting += len(inputs)
-            self._changed.notify_all()
+            self.waiting.append((inputs, future))
+            self.n_waiting += len(inputs)
+            self.changed.notify_all()
         return future
 
     def _has_room(self, inputs: np.ndarray) -> bool:
-        return self._n_waiting + len(inputs) <= self.queue_size
+        return self.n_waiting + len(inputs) <= self.size
 
     def _take(self) -> list[tuple[np.ndarray, Future]]:
         """Wait for work, then take whole requests, first come first served, while they fit in one pass."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting or self.closed)
             taken: list[tuple[np.ndarray, Future]] = []
             count = 0
-            while self._waiting and (not taken or count + len(self._waiting[0][0]) <= self.max_batch):
-                taken.append(self._waiting.popleft())
+            while self.waiting and (not taken or count + len(self.waiting[0][0]) <= self.max_batch):
+                taken.append(self.waiting.popleft())
                 count += len(taken[-1][0])
-            self._n_waiting -= count
-            self._changed.notify_all()
+            self.n_waiting -= count
+            self.changed.notify_all()
             return taken
 
-    def _run(self) -> None:
+    def run(self) -> None:
         while taken := self._take():
             try:
-                logits, feature_maps = self._inner.forward(np.concatenate([inputs for inputs, _ in taken]))
+                logits, feature_maps = self.classifier.forward(np.concatenate([inputs for inputs, _ in taken]))
             except BaseException as error:  # whatever it is belongs to the callers, and the thread goes on
                 for _, future in taken:
                     future.set_exception(error)

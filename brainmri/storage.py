@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 
 from brainmri import __version__
 from brainmri.config import Settings
@@ -30,6 +31,7 @@ MIGRATION_LOCK = 0x627261696E  # "brain": advisory lock of PostgreSQL, held whil
 BUSY_SECONDS = 30
 STALE_FILE_SECONDS = 3600
 _PNG = b"\x89PNG"
+_NO_LIMIT = 10**12
 
 
 class UtcDateTime(sa.TypeDecorator):
@@ -144,7 +146,7 @@ class Record(Base):
     user_id: Mapped[int] = mapped_column(sa.ForeignKey("users.id"))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     name: Mapped[str] = mapped_column(sa.String(255))
-    name_key: Mapped[str] = mapped_column(sa.String(255))  # case-folded, for searching in any alphabet
+    name_key: Mapped[str] = mapped_column(sa.String(255))  # see search_key
     image_sha256: Mapped[str] = mapped_column(sa.String(64))  # of the bytes the slice was decoded from
     file_sha256: Mapped[str] = mapped_column(sa.String(64), index=True)  # of the stored file, and its name
     pixels_sha256: Mapped[str] = mapped_column(sa.String(64))  # of the decoded grey values that were answered
@@ -323,6 +325,7 @@ def _upgrade(engine: sa.Engine) -> None:
     """Bring the schema to head. A second process waits for the first, then finds nothing to do."""
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -330,7 +333,14 @@ def _upgrade(engine: sa.Engine) -> None:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:  # its schema is none of migrations/
+            shown = engine.url.set(query={}).render_as_string()
+            raise StorageError(
+                f"database {shown}: made by a newer version than this one, {__version__} ({_one_line(error)}); "
+                "install that version, or put back the backup from before it"
+            ) from error
 
 
 # --- records -----------------------------------------------------------------------------------------------------
@@ -373,12 +383,12 @@ def save_record(
     if preprocessing is None:
         from brainmri import imaging
 
-        preprocessing = getattr(imaging, "PREPROCESSING", f"{imaging.preprocess.__name__}-{imaging.NETWORK_SIZE}")
+        preprocessing = imaging.PREPROCESSING
     record = Record(
         user_id=user.id,
         created_at=utc_now(),
         name=name,
-        name_key=_name_key(name),
+        name_key=search_key(name)[:255],
         image_sha256=mri_slice.sha256,
         file_sha256=hashlib.sha256(content).hexdigest(),
         pixels_sha256=_pixels_sha256(mri_slice),
@@ -434,7 +444,7 @@ def find_records(
     Parameters
     ----------
     text : str
-        Part of the name, in any case.
+        Part of the name, in any case and alphabet.
     labels, decisions, model_ids : sequence of str
         Any of these; empty means all.
     since, until : datetime, optional
@@ -449,7 +459,7 @@ def find_records(
     """
     conditions = [visible_to(user)]
     if text.strip():
-        conditions.append(Record.name_key.contains(_name_key(text.strip()), autoescape=True))
+        conditions.append(contains_text(Record.name_key, text.strip()))
     for column, values in ((Record.label, labels), (Record.decision, decisions), (Record.model_id, model_ids)):
         if values:
             conditions.append(column.in_(values))
@@ -559,7 +569,9 @@ def delete_record(database: Database, settings: Settings, user: User, record_id:
         No such record among those the user may see, or the file cannot be removed. Nothing was deleted in any case.
     """
     with deleting(database, settings) as (session, remove):
-        record = session.scalar(sa.select(Record).where(Record.id == record_id, visible_to(user)))
+        # Locked first: what is counted below stays true, for whoever signs or deletes it now waits.
+        query = sa.select(Record).where(Record.id == record_id, visible_to(user)).with_for_update()
+        record = session.scalar(query)
         if record is None or not may_delete(user, record):
             raise StorageError(f"there is no case {record_id} among yours; nothing was deleted")
         attached = attached_to(session, [record_id])
@@ -653,11 +665,17 @@ def load_slice(settings: Settings, record: Record) -> MRISlice:
     from brainmri import dicom, imaging
 
     content = read_file(settings, record)
+    # What was accepted once stays readable, whatever the limits for uploads are now.
     if record.source_format == "DICOM" and not content.startswith(_PNG):
-        slices = dicom.read_slices(content, record.name, settings, insist=True)  # it was accepted when it was kept
+        unlimited = settings.model_copy(
+            update={
+                "uploads": settings.uploads.model_copy(update={"max_pixels": _NO_LIMIT}),
+                "dicom": settings.dicom.model_copy(update={"max_slices": _NO_LIMIT, "max_archive_mb": _NO_LIMIT}),
+            }
+        )
+        slices = dicom.read_slices(content, record.name, unlimited, insist=True)
         decoded = next((s for s in slices if s.frame == record.frame), slices[0])
     else:
-        # What was accepted once stays readable, whatever the limits for uploads are now.
         decoded = imaging.decode_image(
             content, record.name, max_pixels=record.height * record.width, max_size_bytes=len(content)
         )
@@ -723,8 +741,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _name_key(text: str) -> str:
-    return text.casefold()[:255]
+def search_key(text: str) -> str:
+    """Text as it is searched for: in any case, and however its accents are written (macOS writes file names apart)."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def contains_text(column: InstrumentedAttribute[str], text: str) -> sa.ColumnElement[bool]:
+    """Whether a column of search keys holds a text; older rows hold theirs as it was typed, in lower case alone."""
+    forms = {search_key(text), *(unicodedata.normalize(form, text).casefold() for form in ("NFC", "NFD"))}
+    return sa.or_(*(column.contains(form, autoescape=True) for form in sorted(forms)))
 
 
 def _pixels_sha256(mri_slice: MRISlice) -> str:
@@ -757,12 +782,14 @@ def _stored_file(database: Database, folder: Path, sha256: str, content: bytes) 
     """Write beside the final name and yield what renames it there; on any error nothing new stays behind."""
     final = folder / sha256
     temporary = folder / f"{sha256}.{uuid4().hex}.tmp"
+    mark = temporary.with_suffix(".new")  # where this process is killed before the commit: final may be nobody's
     created = False
 
     def publish() -> None:
         nonlocal created
-        if final.exists():
+        if _is_whole(final):
             return
+        mark.touch(mode=0o600)
         os.replace(temporary, final)
         created = True
         with suppress(OSError):
@@ -786,8 +813,17 @@ def _stored_file(database: Database, folder: Path, sha256: str, content: bytes) 
             ) from error
         raise
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for path in (temporary, mark):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a stored file is there and what its name says; one damaged on disk is written anew."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    except OSError:
+        return False
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -810,12 +846,13 @@ def sync_folder(folder: Path) -> None:
 def sweep_uploads(database: Database, settings: Settings) -> int:
     """Remove what a killed process left half done more than an hour ago; returns how many files.
 
-    Only names this module makes itself; a file set aside for deletion comes back where a record still needs it.
+    Only names this module makes itself; a file set aside for deletion comes back where a record still needs it. An
+    image goes only with a mark that it was being saved: this may be another database than the one that needs it.
     """
     folder = settings.uploads.directory
     limit = time.time() - STALE_FILE_SECONDS
     swept = 0
-    for path in [*folder.glob("*.tmp"), *folder.glob("*.deleted")] if folder.is_dir() else []:
+    for path in [path for kind in ("tmp", "deleted", "new") for path in folder.glob(f"*.{kind}")]:
         with suppress(OSError):
             if path.stat().st_mtime > limit:
                 continue
@@ -825,6 +862,8 @@ def sweep_uploads(database: Database, settings: Settings) -> int:
                 if path.suffix == ".deleted" and _is_needed(session, final.name) and not final.exists():
                     os.replace(path, final)
                 else:
+                    if path.suffix == ".new" and not _is_needed(session, final.name):
+                        final.unlink(missing_ok=True)
                     path.unlink()
             swept += 1
     return swept

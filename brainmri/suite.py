@@ -105,10 +105,9 @@ def calibrate(
     if "seen_in_training" in validation:  # what the network was trained on would make it look surer than it may be
         validation = validation[validation["seen_in_training"] != "yes"]
     inputs = network_inputs(validation["file"])
-    logits, described = _forward(classifier, inputs, progress and progress("validation images"))
-    gate, used = fit_gate_of(
-        classifier, [training, *_other_training(images)], described[~is_head_ct(validation)], progress=progress
-    )
+    logits, described = forward_inputs(classifier, inputs, progress and progress("validation images"))
+    material = gate_material(classifier, [training, *other_training(images)], progress=progress)
+    gate = fit_gate_to(material, described[~is_head_ct(validation)])
     units = validation["group"]
     rule = fit_rule(logits, validation["label"], gate, classifier.card.weights_sha256, units)
     rule.save(Path(directory) / f"{model_id}.npz")
@@ -117,7 +116,7 @@ def calibrate(
         "conformal_quantiles": dict(zip((f"{v:.2f}" for v in LEVELS), rule.quantiles, strict=True)),
         "tumour_threshold": rule.tumour_threshold,
         "gate": "larger of outlier exposure's log odds and Mahalanobis distance, each over its limit",
-        "gate_fitted_to": used,
+        "gate_fitted_to": {kind: len(rows) for kind, rows in material.items()},
         "fitted_on": {
             "manifest": Path(manifest).name,
             "manifest_sha256": hashlib.sha256(Path(manifest).read_bytes()).hexdigest(),
@@ -156,58 +155,60 @@ def fit_rule(
     )
 
 
-def fit_gate_of(
-    classifier: Classifier,
-    collections: Sequence[pd.DataFrame],
-    validation: np.ndarray,
-    *,
-    seed: int = 0,
-    progress: Stages | None = None,
-) -> tuple[Gate, dict[str, int]]:
-    """Fit the gate to training tables (the main one first), drawn outliers and validation descriptors.
+def gate_material(
+    classifier: Classifier, collections: Sequence[pd.DataFrame], *, seed: int = 0, progress: Stages | None = None
+) -> dict[str, np.ndarray]:
+    """What the gate is fitted to, from training tables (the main one first): descriptors (n, d) by kind of picture.
 
-    Returns
-    -------
-    gate : Gate
-    used : dict
-        How many of each kind it was fitted to.
+    Drawn outliers come in the order of `outliers.draw_outliers`. A kind of which the tables hold none is left out.
     """
     rng = np.random.default_rng(seed)
     heads, strange = [], []
     for i, table in enumerate(collections):
-        shuffled = table.sample(frac=1, random_state=seed)
-        ct = is_head_ct(shuffled)
-        strange.append(network_inputs(shuffled["file"][ct]))
-        known = shuffled[~ct]
-        group = "slice_group" if i == 0 and "slice_group" in shuffled else "group"
-        if known[group].nunique() > N_MORE_HEADS:  # fewer, and a scan's slices or copies are needed
-            known = known.drop_duplicates(group)
+        known, ct = gate_rows(table, seed, main=i == 0)
         heads.append(network_inputs(known["file"].head(N_MORE_HEADS if i else N_HEADS)))
-    known_inputs, ct_inputs = np.concatenate(heads), np.concatenate(strange)
-    drawn = [preprocess(picture)[0] for picture in draw_outliers(list(known_inputs), N_DRAWN, seed)]
+        strange.append(network_inputs(ct["file"]))
+    head_inputs, ct_inputs = np.concatenate(heads), np.concatenate(strange)
+    drawn = [preprocess(picture)[0] for picture in draw_outliers(list(head_inputs), N_DRAWN, seed)]
     kinds = {
-        "heads": known_inputs,
-        "views of heads": _views(known_inputs, N_VIEWS, rng),
+        "heads": head_inputs,
+        "views of heads": _views(head_inputs, N_VIEWS, rng),
         "drawn outliers": np.stack(drawn),
         "head CT": ct_inputs,
         "views of head CT": _views(ct_inputs, N_CT_VIEWS, rng),
     }
-    described = {
-        kind: _forward(classifier, inputs, progress and progress(kind))[1] if len(inputs) else inputs.reshape(0, 0)
+    return {
+        kind: forward_inputs(classifier, inputs, progress and progress(kind))[1]
         for kind, inputs in kinds.items()
+        if len(inputs)
     }
-    outliers = [described[kind] for kind in list(kinds)[2:] if len(described[kind])]
+
+
+def gate_rows(table: pd.DataFrame, seed: int, *, main: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A training table's heads, in the order in which the gate takes them, and its head CT.
+
+    One head a group where there are many groups; with fewer a scan's slices or copies are needed.
+    """
+    shuffled = table.sample(frac=1, random_state=seed)
+    ct = is_head_ct(shuffled)
+    known = shuffled[~ct]
+    group = "slice_group" if main and "slice_group" in known else "group"
+    return known.drop_duplicates(group) if known[group].nunique() > N_MORE_HEADS else known, shuffled[ct]
+
+
+def fit_gate_to(material: dict[str, np.ndarray], validation: np.ndarray, *, seed: int = 0) -> Gate:
+    """Fit the gate to what `gate_material` gave and to descriptors of validation heads."""
+    drawn = material["drawn outliers"]
+    ct = [material[kind] for kind in ("head CT", "views of head CT") if kind in material]
     # Real CT is rare and worth more than drawn CT: together a quarter of the outliers' say.
-    n_ct = len(ct_inputs) + len(described["views of head CT"])
-    weights = np.concatenate([np.ones(N_DRAWN), np.full(n_ct, N_DRAWN / max(3 * n_ct, 1))])
-    gate = fit_gate(
-        np.concatenate([described["heads"], described["views of heads"]]),
-        np.concatenate(outliers),
+    n_ct = sum(map(len, ct))
+    return fit_gate(
+        np.concatenate([material["heads"], material["views of heads"]]),
+        np.concatenate([drawn, *ct]),
         validation,
-        outliers_weights=weights,
+        outliers_weights=np.concatenate([np.ones(len(drawn)), np.full(n_ct, len(drawn) / max(3 * n_ct, 1))]),
         seed=seed,
     )
-    return gate, {kind: len(inputs) for kind, inputs in kinds.items()}
 
 
 def is_head_ct(table: pd.DataFrame) -> np.ndarray:
@@ -216,7 +217,7 @@ def is_head_ct(table: pd.DataFrame) -> np.ndarray:
     return table["path"].isin(listed["path"]).to_numpy()
 
 
-def _other_training(images: Path | str | None) -> list[pd.DataFrame]:
+def other_training(images: Path | str | None) -> list[pd.DataFrame]:
     """Training rows of the collections beside the main one, where they are."""
     found = []
     for name in dict.fromkeys(folder for folder, _, _ in SETS.values() if folder != KAGGLE):
@@ -244,7 +245,7 @@ def _views(inputs: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack(views) if views else inputs[:0]
 
 
-def _forward(classifier: Classifier, inputs: np.ndarray, progress: Progress | None):
+def forward_inputs(classifier: Classifier, inputs: np.ndarray, progress: Progress | None = None):
     """Logits, and the gate's descriptors, of network inputs."""
     logits, described = [], []
     for start in range(0, len(inputs), BATCH):

@@ -16,10 +16,11 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from brainmri.data import SPLITS_DIRECTORY, read_manifest
+from brainmri.data import read_manifest
 from brainmri.decision import softmax
 from brainmri.errors import ConfigError
-from brainmri.imaging import as_network_batch
+from brainmri.imaging import NETWORK_SIZE, PREPROCESSING, as_network_batch
+from brainmri.model import sha256_of
 from brainmri.recipes import Recipe, Stage, load_recipe
 from brainmri.types import CLASS_NAMES, NO_TUMOR
 from brainmri.views import (
@@ -31,6 +32,8 @@ from brainmri.views import (
     draw_view,
     epoch_indices,
     load_training_set,
+    manifest_file,
+    manifest_hashes,
     mask_cells,
     resize,
     sample_weights,
@@ -103,7 +106,9 @@ def train(
     resume: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ):
-    """Train a recipe; returns the plain network (batch norm folded, mask head dropped) of the last epoch.
+    """Train a recipe; returns the plain network (batch norm folded, mask head dropped) that its last stage ends with.
+
+    That is its last epoch's, or the mean of the last epochs' weights (`Stage.average_epochs`); none is stopped early.
 
     Parameters
     ----------
@@ -127,7 +132,8 @@ def train(
     workers : int
         Processes that draw views; 0: this one. The views are the same.
     resume : bool
-        Go on from the checkpoint; what follows is what an unbroken run would have done.
+        Go on from the checkpoint, with the manifests that the run began with; what follows is what an unbroken run
+        would have done.
     report : callable, optional
         Called with ``{"loading", "of"}`` while reading, and after each epoch with its row of the history and
         ``remaining_s``.
@@ -135,8 +141,8 @@ def train(
     Raises
     ------
     ConfigError
-        A folder that holds another run, nothing to resume, a teacher to train without being told from what, or a
-        stage that Keras' backend can't train.
+        A folder that holds another run, nothing to resume, a manifest that has changed since, a teacher to train
+        without being told from what, or a stage that Keras' backend can't train.
     """
     import keras
 
@@ -181,6 +187,8 @@ def train(
         keras.utils.set_random_seed(recipe.seed)
         for number in range(run.state["stage"], len(recipe.stages)):
             network = _start_stage(recipe, number, run, weights, start, data)
+            if not number and start is None and (recipe.imagenet_blocks or recipe.architecture != "vgg16"):
+                run.note_weights(weights)
             _fit_stage(recipe, number, network, data, held_out, run, report, teachers, views, workers)
         return _finish(recipe, network, start, lambda: held_out)
 
@@ -273,6 +281,13 @@ class _Run:
                 self.state = json.loads(state_file.read_text())
         elif state_file.exists():
             raise ConfigError(f"{directory}: holds a run already; pass --resume to go on, or another --output")
+        manifests = manifest_hashes(recipe)
+        begun_with = self.state.setdefault("manifests", manifests)  # an older run does not say
+        if other := [manifest_file(s).name for s in recipe.sources if begun_with.get(s.name) != manifests[s.name]]:
+            raise ConfigError(
+                f"{directory}: was begun with other contents of {', '.join(other)}; put those back, or pass another "
+                "--output"
+            )
         directory.mkdir(parents=True, exist_ok=True)
         self._write("recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
@@ -284,6 +299,12 @@ class _Run:
         if other:
             raise ConfigError(f"{self.directory}: was begun with another {', '.join(other)}; pass the same one again")
         before.update({name: digests for name, digests in given.items() if digests})
+
+    def note_weights(self, weights: str) -> None:
+        """Keep what the first stage's weights came from, for the card; a run that goes on said so when it began."""
+        if weights != "none" and not self.history():
+            found = {"sha256": sha256_of(weights)} if weights != "imagenet" else {}
+            self.state["weights"] = {"name": Path(weights).name} | found
 
     def checkpoint(self, number: int) -> Path:
         return self.directory / f"stage{number}.weights.h5"
@@ -729,8 +750,8 @@ def lineage(recipe: Recipe, run_directory: Path, start: Any = None, teacher: Any
     Returns
     -------
     list of dict
-        ``recipe``, ``role`` (``continued`` or ``taught``), ``epochs``, ``minutes``; of a teacher its ``seed``, of a
-        model with a card ``weights_sha256``.
+        ``recipe``, ``role`` (``continued`` or ``taught``), ``epochs``, ``minutes``; ``weights`` (name, sha256) where
+        it began from published ones; of a teacher its ``seed``, of a model with a card ``weights_sha256``.
     """
     steps: list[dict[str, Any]] = []
     if recipe.continues and start is not None:
@@ -738,7 +759,7 @@ def lineage(recipe: Recipe, run_directory: Path, start: Any = None, teacher: Any
     elif recipe.continues:
         folder = run_directory / recipe.continues
         steps += lineage(load_recipe(recipe.continues), folder)
-        steps.append({"recipe": recipe.continues, "role": "continued", **_epochs_and_minutes(folder)})
+        steps.append({"recipe": recipe.continues, "role": "continued", **_cost_and_weights(folder)})
     if recipe.teacher and teacher is not None and not isinstance(teacher, Path):
         steps += _steps_of_card(teacher, "taught")
     elif recipe.teacher:
@@ -746,33 +767,33 @@ def lineage(recipe: Recipe, run_directory: Path, start: Any = None, teacher: Any
         for each in teacher_recipes(recipe):
             run = folder / f"seed-{each.seed}"
             steps += lineage(each, run)
-            steps.append({"recipe": each.name, "role": "taught", "seed": each.seed, **_epochs_and_minutes(run)})
+            steps.append({"recipe": each.name, "role": "taught", "seed": each.seed, **_cost_and_weights(run)})
     return steps
 
 
 def _steps_of_card(card: Any, role: str) -> list[dict[str, Any]]:
     made = card.recipe
     own = {"recipe": made["name"], "role": role, "epochs": made["epochs_run"], "minutes": made["minutes"]}
+    own |= {"weights": made["weights"]} if "weights" in made else {}
     return [*made.get("lineage", []), own | {"weights_sha256": card.weights_sha256}]
 
 
-def _epochs_and_minutes(run_directory: Path) -> dict[str, Any]:
+def _cost_and_weights(run_directory: Path) -> dict[str, Any]:
     history = pd.read_csv(run_directory / "history.csv")
-    return {"epochs": len(history), "minutes": round(float(history["elapsed_s"].iloc[-1]) / 60, 1)}
+    weights = json.loads((run_directory / "state.json").read_text()).get("weights")
+    cost = {"epochs": len(history), "minutes": round(float(history["elapsed_s"].iloc[-1]) / 60, 1)}
+    return cost | ({"weights": weights} if weights else {})
 
 
 def card_facts(
     recipe: Recipe, run_directory: Path, data_root: Path, start: Any = None, teacher: Any = None
 ) -> dict[str, Any]:
-    """What a model card says about how and on what a run was trained: recipe, history, `lineage`, split hashes."""
-    from brainmri.imaging import NETWORK_SIZE
-    from brainmri.model import sha256_of
-
-    own = _epochs_and_minutes(run_directory)
+    """What a model card says about how and on what a run was trained: recipe, history, `lineage`, hashes of splits and
+    of published weights."""
+    own = _cost_and_weights(run_directory)
     sources = {}
     for source in recipe.sources:
-        manifest = Path(source.manifest)
-        manifest = manifest if manifest.is_file() else SPLITS_DIRECTORY / manifest
+        manifest = manifest_file(source)
         table = read_manifest(manifest, data_root, source.split_column)
         sources[source.name] = {
             "manifest": manifest.name,
@@ -784,11 +805,11 @@ def card_facts(
         "class_names": CLASS_NAMES,
         "created": time.strftime("%Y-%m-%d", time.gmtime()),
         "architecture": f"VGG16 (13 convolutions) + Dense 128 + Dense {len(CLASS_NAMES)}, batch norm folded",
-        "preprocessing": {"function": "brainmri.imaging.preprocess", "version": 1, "size": NETWORK_SIZE},
+        "preprocessing": {"function": "brainmri.imaging.preprocess", "version": PREPROCESSING, "size": NETWORK_SIZE},
         "recipe": {
             **recipe.model_dump(mode="json"),
             "epochs_run": own["epochs"],
-            "minutes": own["minutes"],
+            **{name: own[name] for name in ("minutes", "weights") if name in own},
             "lineage": lineage(recipe, run_directory, start, teacher),
         },
         "data": sources,

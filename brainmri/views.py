@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,8 +32,9 @@ from brainmri.data import (
     select_split,
 )
 from brainmri.errors import DataError
-from brainmri.imaging import preprocess
-from brainmri.recipes import PAINTED_AWAY, Recipe, Stage
+from brainmri.imaging import PREPROCESSING, preprocess
+from brainmri.model import sha256_of
+from brainmri.recipes import PAINTED_AWAY, Recipe, Source, Stage
 from brainmri.types import CLASS_NAMES, NO_TUMOR
 
 CACHE_SIZE = 160
@@ -92,6 +93,35 @@ class TrainingSet:
         """What `save` wrote; arrays stay on disk until they are read."""
         return cls(**{field.name: np.load(directory / f"{field.name}.npy", mmap_mode="r") for field in fields(cls)})
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of all of it: what views are drawn from, wherever it came from."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            values = np.ascontiguousarray(getattr(self, field.name))
+            digest.update(f"{field.name} {values.dtype} {values.shape}".encode() + values.tobytes())
+        return digest.hexdigest()
+
+
+def manifest_file(source: Source) -> Path:
+    """Where a source's manifest lies: as it says, else in ``data/splits``."""
+    manifest = Path(source.manifest)
+    return manifest if manifest.is_file() else SPLITS_DIRECTORY / manifest
+
+
+def manifest_hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of each source's manifest.
+
+    Raises
+    ------
+    DataError
+        One is not there.
+    """
+    try:
+        return {source.name: sha256_of(manifest_file(source)) for source in recipe.sources}
+    except OSError as error:
+        raise DataError(f"{recipe.name}: a source's manifest cannot be read ({error})") from error
+
 
 def load_training_set(
     recipe: Recipe,
@@ -113,21 +143,23 @@ def load_training_set(
     side : int
         Pixels at which the slices wait.
     directory : Path, optional
-        Where the prepared slices are kept; what is there already is read instead.
+        Where the prepared slices are kept; what is there already of the same manifests, data root and preprocessing is
+        read instead.
     workers : int
         Processes that read; 0: this one.
     """
     outlines = bool(recipe.mask_weight or recipe.counterfactuals or recipe.augmentation == "full")
     if directory is not None:
-        sources = [source.model_dump(include={"manifest", "images", "split_column"}) for source in recipe.sources]
-        directory = directory / f"{split}-{_digest([side, split, sources, outlines])}"
+        sources = [source.model_dump(include={"name", "images", "split_column"}) for source in recipe.sources]
+        leaks = [] if split == "train" else list(clean_leaks()["path"])
+        contents = [manifest_hashes(recipe), leaks, str(data_root.resolve())]
+        directory = directory / f"{split}-{_digest([PREPROCESSING, side, split, sources, contents, outlines])}"
         if directory.is_dir():
             return TrainingSet.open(directory)
     tables: list[pd.DataFrame] = []
     for source in recipe.sources:
-        manifest = Path(source.manifest)
         table = read_manifest(
-            manifest if manifest.is_file() else SPLITS_DIRECTORY / manifest,
+            manifest_file(source),
             data_root if source.images == "." else data_root.parent / source.images,
             source.split_column,
         )
@@ -379,8 +411,8 @@ class Views:
         self.stage, self.size, self.first = stage, size, first
         named = {"sources", "one_per_group", "draws", "augmentation", "counterfactuals", "exchanged", "warp"}
         shares = [size, stage.painted_away, stage.mild] + ([] if recipe.draws else [first, stage.epochs])
-        decides = [data.images.shape[1], _seed(recipe), shares, recipe.model_dump(mode="json", include=named)]
-        self.directory = directory / f"views-{_digest(decides)}" if directory else None
+        decides = [_seed(recipe), shares, recipe.model_dump(mode="json", include=named)]
+        self.directory = directory / f"views-{_digest([data.sha256, *decides])}" if directory else None
         self.begun: dict[int, list[Future]] = {}
         self.pool: ProcessPoolExecutor | None = None
         self.opened = ExitStack()

@@ -1,31 +1,89 @@
-"""Write data/splits/clean_leaks.csv: images outside clean train whose slice is in clean train, turned.
+"""Write data/splits/clean_leaks.csv: held-out images that show a slice which the networks trained on.
 
-The clean split joined copies and left-right mirrored copies; the saved audit also knows those that are upside down.
-Most are repeats, which clean val and test leave out, but the official test holds some of these as well.
+    python scripts/clean_leaks.py
 
-python scripts/clean_leaks.py
+The splits joined copies and left-right mirrored copies within a collection. Two things find more. An audit of all
+collections together knows slices that are turned, and other collections' copies. The network's own crops, compared in
+eight orientations, know copies that were cropped, scaled or shaded otherwise, and a second scan of the same place of
+the same head: down to `MIN_CORRELATION` all pairs looked at by eye were that, below it other heads begin. Most of what
+the audit lists are repeats, which clean val and test leave out, but the official test holds some of these as well.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
+import numpy as np
 import pandas as pd
 
-from brainmri.data import SPLITS_DIRECTORY
+from brainmri.audit import audit
+from brainmri.config import load_settings
+from brainmri.data import SPLITS_DIRECTORY, read_manifest, read_pixels
+from brainmri.imaging import preprocess
 
-ROOT = Path(__file__).resolve().parent.parent
+MIN_CORRELATION = 0.966
+SIDE = 32
+COLLECTIONS = {"brain_tumor_mri": "clean_split"} | dict.fromkeys(
+    ("lgg", "brisc_notumor", "br35h_tumour", "colin27", "elsewhere"), "split"
+)
+"""Name -> split column; the first one's training images are the first to be named as the original."""
+
+
+def read_collections() -> pd.DataFrame:
+    """All images that have a split: ``collection``, ``path``, ``file``, ``label``, ``split``."""
+    root = load_settings().data.root
+    tables = []
+    for name, column in COLLECTIONS.items():
+        table = read_manifest(SPLITS_DIRECTORY / f"{name}.csv", root.parent / name, column)
+        tables.append(table.loc[table["split"] != "", ["path", "file", "label", "split"]].assign(collection=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def crop_of(file: str) -> np.ndarray:
+    """What the network sees, ``SIDE`` pixels a side, with mean 0 and norm 1; float32."""
+    seen = preprocess(read_pixels(file), 2 * SIDE)[0].reshape(SIDE, 2, SIDE, 2).mean(axis=(1, 3))
+    seen = seen - seen.mean()
+    return seen / max(float(np.linalg.norm(seen)), 1e-6)
+
+
+def orientations(crops: np.ndarray) -> list[np.ndarray]:
+    """Crops (n, SIDE, SIDE) turned and mirrored in all eight ways."""
+    turned = [np.rot90(crops, k, axes=(1, 2)) for k in range(4)]
+    return [*turned, *(t[:, :, ::-1] for t in turned)]
+
+
+def audited_leaks(table: pd.DataFrame) -> pd.DataFrame:
+    """Held-out images that an audit puts in one group with a training image."""
+    named = table.assign(path=table["collection"] + "/" + table["path"])
+    found = audit(named, name="all collections").images[["path", "group"]]
+    joined = named.merge(found, on="path", validate="one_to_one").assign(path=table["path"])
+    trained = joined[joined["split"] == "train"].drop_duplicates("group").set_index("group")
+    held_out = joined[(joined["split"] != "train") & joined["group"].isin(trained.index)]
+    held_out = held_out[[np.ptp(read_pixels(file)) > 0 for file in held_out["file"]]]  # black ones are all alike
+    return held_out.assign(
+        copy_collection=held_out["group"].map(trained["collection"]), copy_of=held_out["group"].map(trained["path"])
+    )
+
+
+def similar_crops(table: pd.DataFrame) -> pd.DataFrame:
+    """Validation and test images whose crop is a training image's."""
+    rows = table[table["split"].isin(("train", "val", "test"))].reset_index(drop=True)
+    crops = np.stack([crop_of(file) for file in rows["file"]]).astype(np.float32)
+    train, held_out = np.flatnonzero(rows["split"] == "train"), np.flatnonzero(rows["split"] != "train")
+    known = crops[train].reshape(len(train), -1).T
+    alike = [turned.reshape(len(held_out), -1) @ known for turned in orientations(crops[held_out])]
+    nearest = np.maximum.reduce(alike)
+    best = nearest.max(axis=1) >= MIN_CORRELATION
+    copies = rows.iloc[train[nearest.argmax(axis=1)[best]]]
+    return rows.iloc[held_out[best]].assign(
+        copy_collection=copies["collection"].to_numpy(), copy_of=copies["path"].to_numpy()
+    )
 
 
 def clean_leaks() -> pd.DataFrame:
-    """Columns ``path``, ``clean_split`` (never train), ``copy_of`` (a training image of the same slice)."""
-    groups = pd.read_csv(ROOT / "evaluations" / "audit-brain-tumor-mri" / "groups.csv.gz", dtype=str)
-    split = pd.read_csv(SPLITS_DIRECTORY / "brain_tumor_mri.csv", dtype=str)[["path", "clean_split"]]
-    images = groups[["path", "group"]].merge(split, on="path", validate="one_to_one")
-    trained = images[images["clean_split"] == "train"].drop_duplicates("group").set_index("group")["path"]
-    held_out = images[(images["clean_split"] != "train") & images["group"].isin(trained.index)]
-    held_out = held_out.assign(copy_of=held_out["group"].map(trained))
-    return held_out[["path", "clean_split", "copy_of"]].sort_values("path", ignore_index=True)
+    """Columns ``collection``, ``path``, ``split`` (never train), ``copy_collection``, ``copy_of``, ``found_by``."""
+    table = read_collections()
+    found = pd.concat([audited_leaks(table).assign(found_by="audit"), similar_crops(table).assign(found_by="crop")])
+    columns = ["collection", "path", "split", "copy_collection", "copy_of", "found_by"]
+    return found.drop_duplicates(["collection", "path"])[columns].sort_values(["collection", "path"], ignore_index=True)
 
 
 if __name__ == "__main__":

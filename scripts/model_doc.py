@@ -72,15 +72,17 @@ def gate_table(strange: dict[str, Any], clean: dict[str, Any]) -> str:
 
 def seen_table(clean: dict[str, Any], official: dict[str, Any]) -> str:
     """Images whose slice the network trained on, and the others."""
-    lines = ["| Run | Slice seen in training | n | Accuracy | Specificity |", "|---|---|---|---|---|"]
+    lines = ["| Run | Seen in training | n | Accuracy | Specificity: likeliest class | by the threshold of val |"]
+    lines.append("|---" * 6 + "|")
     for title, run in (("clean test", clean), ("official test", official)):
         for row in run.get("subgroups") or []:
             if row["column"] == "seen_in_training":
                 figure = interval(row["accuracy"], row["accuracy_interval"])
-                lines.append(f"| {title} | {row['value']} | {row['n']} | {figure} | {interval(row['specificity'])} |")
+                healthy = [interval(row[key]) for key in ("specificity", "specificity_at_threshold")]
+                lines.append(f"| {title} | {row['value']} | {row['n']} | {figure} | {' | '.join(healthy)} |")
         if baseline := run.get("baseline"):
             figure = interval(baseline["accuracy"], baseline["interval"])
-            lines.append(f"| {title}, nearest neighbour | – | {run['n']} | {figure} | – |")
+            lines.append(f"| {title}, nearest neighbour | – | {run['n']} | {figure} | – | – |")
     return "\n".join(lines)
 
 
@@ -147,7 +149,7 @@ def headline(clean: dict[str, Any]) -> str:
     """What the shipped model reaches, in a sentence for the README."""
     at = clean["tumour_vs_none"]["at_threshold"]
     unseen = next(r for r in clean["subgroups"] if (r["column"], r["value"]) == ("seen_in_training", "no"))
-    said = {"n": clean["n"], "accuracy": clean["accuracy"], **at, "unseen": unseen["specificity"]}
+    said = {"n": clean["n"], "accuracy": clean["accuracy"], **at, "unseen": unseen["specificity_at_threshold"]}
     return (
         "On {n} held-out slices (clean test; patients are kept apart as far as they are known): accuracy "
         "{accuracy:.2f}; tumour or none at sensitivity {sensitivity:.2f} and specificity {specificity:.2f} "
@@ -177,7 +179,8 @@ def networks_table(networks: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -
         panel = clean["shortcuts"]
         for name, row in panel["counterfactuals"].items():
             if isinstance(row, dict) and "changed" in row:
-                column[f"painted away ({name}): none or undecided"] = interval(row["changed"], row["interval"])
+                figure = f"{interval(row['changed'], row['interval'])} of {panel['counterfactuals']['n']}"
+                column[f"painted away ({name}): none or undecided"] = figure
         healthy = [row for row in panel["elsewhere"] if not row["tumour"]]
         called, answered, n = (sum(row[key] for row in healthy) for key in ("called", "answered", "n"))
         column["elsewhere, slices without a tumour: called so (answered so)"] = f"{called} ({answered}) of {n}"
@@ -302,22 +305,22 @@ def fill_evaluation(model_id: str) -> str:
 
 
 def runs_of(model_id: str) -> dict[str, dict[str, Any]]:
-    """A model's runs that have an accuracy, by the split that names them; those without typed labels have none."""
+    """A model's runs that have labels, by the split that names them."""
     found = {}
     for path in sorted((ROOT / "evaluations").glob(f"{model_id}-*/metrics.json")):
         metrics = json.loads(path.read_text("utf-8"))
         # Another model's name may begin alike.
-        if metrics["model"]["id"] == model_id and isinstance(metrics.get("accuracy"), float):
+        if metrics["model"]["id"] == model_id and metrics["n_typed"]:
             found[path.parent.name.removeprefix(f"{model_id}-")] = metrics | (metrics.get("calibration") or {})
     return found
 
 
 def figures_table(model_id: str) -> str:
-    """All runs of a model."""
+    """All runs of a model; n of what accuracy and ECE are of, images of a known type."""
     lines = ["| Run | n | Accuracy | Balanced accuracy | Macro F1 | ECE |", "|---|---|---|---|---|---|"]
     for split, flat in runs_of(model_id).items():
         figures = [f"{flat[c]:.3f}" if isinstance(flat.get(c), int | float) else "–" for c in COLUMNS]
-        lines.append(f"| {model_id}-{split} | {flat.get('n', '–')} | " + " | ".join(figures) + " |")
+        lines.append(f"| {model_id}-{split} | {flat['n_typed']} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
 
 

@@ -2,12 +2,14 @@
 
     python scripts/training_fit.py runs/foundation/foundation.json models/vgg16-brainmri.json [--recipe release]
 
-Networks measured before keep their columns (evaluations/training_fit.csv). No test split is read: this is for choosing.
+Networks measured before keep their columns (evaluations/training_fit.csv), all of them on the sources and views of one
+recipe. No test split is read: this is for choosing.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +29,17 @@ ROOT = Path(__file__).resolve().parent.parent
 LOG = ROOT / "evaluations" / "training_fit.csv"
 NONE = CLASS_NAMES.index(NO_TUMOR)
 SIZE, N_VIEWS, DRAW = 128, 400, 99
+DEFAULT = "release"
 
 
 def main() -> None:
     """Measure each card's network and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cards", type=Path, nargs="+")
-    parser.add_argument("--recipe", default="release", help="whose sources and views")
+    parser.add_argument("--recipe", default=DEFAULT, help="whose sources and views")
     options = parser.parse_args()
     recipe, root = load_recipe(options.recipe), load_settings().data.root
+    logged = read_log(LOG, recipe.name)
     training, val = (load_training_set(recipe, root, split) for split in ("train", "val"))
 
     index = epoch_indices(training, recipe, 0)[:N_VIEWS]
@@ -81,14 +85,41 @@ def main() -> None:
         figures["fresh views of training slices: right"] = right.mean()
         figures["the same, painted away or pasted in"] = right[relabelled].mean()
         columns[path.stem] = figures
-    logged = pd.read_csv(LOG, index_col="figure") if LOG.is_file() else pd.DataFrame()
-    table = logged.reindex(list(figures))
+    table = joined(logged, columns)
+    write_log(LOG, recipe.name, table)
+    lines = ["| | " + " | ".join(table) + " |", "|---" * (len(table.columns) + 1) + "|"]
+    for name, row in table.iterrows():
+        lines.append(f"| {name} | " + " | ".join("–" if np.isnan(v) else f"{v:.3f}" for v in row) + " |")
+    write_tables(ROOT / "docs" / "model.md", {"fit": "\n".join(lines)})
+
+
+def read_log(log: Path, recipe: str) -> pd.DataFrame:
+    """What was measured before, a column a network; exits where it was on another recipe's sources and views."""
+    if not log.is_file():
+        return pd.DataFrame()
+    table = pd.read_csv(log, index_col="figure", dtype=str)
+    # Columns of a log that does not say were measured with the default.
+    of = table.loc["recipe"].fillna(DEFAULT) if "recipe" in table.index else pd.Series(DEFAULT, table.columns)
+    if other := sorted(set(of) - {recipe}):
+        sys.exit(
+            f"{log.name}: measured with --recipe {', '.join(other)}, whose figures do not compare with {recipe}'s; "
+            "pass that, or move the file away and measure every network anew"
+        )
+    return table.drop(index="recipe", errors="ignore").astype(float)
+
+
+def write_log(log: Path, recipe: str, table: pd.DataFrame) -> None:
+    """What `read_log` reads."""
+    named = pd.DataFrame([[recipe] * len(table.columns)], ["recipe"], table.columns)
+    pd.concat([named, table.round(6)]).to_csv(log, index_label="figure")
+
+
+def joined(logged: pd.DataFrame, columns: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """The log with new columns; rows that only one of the two has stay."""
+    table = logged.reindex(logged.index.union(list(next(iter(columns.values()))), sort=False))
     for name, measured in columns.items():
         table[name] = pd.Series(measured)
-    table.round(3).to_csv(LOG, index_label="figure")
-    lines = ["| | " + " | ".join(table) + " |", "|---" * (len(table.columns) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |" for name, row in table.iterrows()]
-    write_tables(ROOT / "docs" / "model.md", {"fit": "\n".join(lines)})
+    return table
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,7 +372,7 @@ def test_an_output_of_another_job_is_not_touched(images, tmp_path, settings):
     pd.DataFrame({"precious": [1]}).to_parquet(output)
     content = output.read_bytes()
     job = make_job(images, output, settings, chunk_files=100)
-    with pytest.raises(StorageError, match="answers to other images or of another model"):
+    with pytest.raises(StorageError, match="answers to other images, of another model"):
         run_archive(job)
     assert output.read_bytes() == content
     run_archive(job, overwrite=True)
@@ -380,6 +381,112 @@ def test_an_output_of_another_job_is_not_touched(images, tmp_path, settings):
     (tmp_path / "mine" / "letter.txt").write_text("precious")
     with pytest.raises(StorageError, match=r"holds other files .*letter.txt"):
         run_archive(make_job(images, tmp_path / "mine", settings), overwrite=True)
+
+
+def changed(settings, **uploads):
+    return settings.model_copy(update={"uploads": settings.uploads.model_copy(update=uploads)})
+
+
+def test_what_is_not_the_jobs_own_stays_in_its_folder(images, tmp_path, settings):
+    output = tmp_path / "results"
+    run_archive(make_job(images, output, settings, chunk_files=100))
+    parts = {p.name for p in output.glob("part-*")}
+    (output / "mine").mkdir()
+    for name in ("mine.parquet", "notes.txt", "mine/table.csv"):
+        (output / name).write_text("precious")
+    run_archive(make_job(images, output, settings, chunk_files=100))
+    run_archive(make_job(images, output, changed(settings, max_size_mb=19)), overwrite=True)
+    assert {p.name for p in output.glob("part-*")}.isdisjoint(parts)
+    for name in ("mine.parquet", "notes.txt", "mine/table.csv"):
+        assert (output / name).read_text() == "precious"
+    assert sorted(p.name for p in output.glob("_*")) == ["_bad", "_job.json"]
+
+
+def test_what_lies_beside_the_parts_of_a_table_stays_there(images, tmp_path, settings):
+    def meanwhile(n):
+        if n is None:
+            (tmp_path / "results.parquet.parts" / "notes.txt").write_text("precious")
+
+    job = make_job(images, tmp_path / "results.parquet", settings, chunk_files=8)
+    run_chunks(job, executing(job, meanwhile))
+    assert [p.name for p in (tmp_path / "results.parquet.parts").iterdir()] == ["notes.txt"]
+    check(pd.read_parquet(job.output), pd.read_parquet(job.bad), images)
+
+
+@pytest.mark.parametrize("name", ["results.parquet", "results"])
+def test_answers_under_other_settings_are_another_jobs(images, tmp_path, settings, name):
+    output = tmp_path / name
+    assert run_archive(make_job(images, output, changed(settings, max_pixels=100))).rows == 0
+    job = make_job(images, output, settings)
+    with pytest.raises(StorageError, match="under other settings"):
+        run_archive(job)
+    assert run_archive(job, overwrite=True).rows == 40
+    check(pd.read_parquet(job.output), pd.read_parquet(job.bad), images)
+
+
+def test_a_whole_table_is_made_anew_on_request(images, tmp_path, settings):
+    job = make_job(images, tmp_path / "results.parquet", settings, chunk_files=100)
+    run_archive(job)
+    again = run_archive(job, overwrite=True)
+    assert (again.resumed_files, again.rows) == (0, 40)
+
+
+def test_what_decides_the_answers_is_the_jobs_identity(tmp_path, settings, tiny_models):
+    def identity(of=settings, **parts):
+        own = of.model_copy(update={k: getattr(of, k).model_copy(update=v) for k, v in parts.items()})
+        return make_job(tmp_path, tmp_path / "out", own).identity()
+
+    folder = tmp_path / "models"
+    shutil.copytree(tiny_models, folder)
+    network = folder / "tiny.openvino.xml"
+    copied = identity(model={"directory": folder})
+    assert copied == identity()
+    network.write_text(network.read_text() + " ")
+    others = [
+        {"model": {"directory": folder}},
+        {"model": {"engine": "keras"}},
+        {"uploads": {"max_size_mb": 1.0}},
+        {"dicom": {"max_slices": 1}},
+        {"dicom": {"max_archive_mb": 1.0}},
+        {"dicom": {"deidentify": False}},
+    ]
+    assert [identity(**other) != copied for other in others] == [True] * 6
+
+
+def test_names_that_are_no_utf8_are_answered(tmp_path, settings, slices):
+    root = tmp_path / "in"
+    root.mkdir()
+    Image.fromarray(slices[0]).save(root / "a.png")
+    (root / "a.png").rename(os.fsdecode(os.fsencode(root) + b"/M\xfcller.png"))
+    Path(os.fsdecode(os.fsencode(root) + b"/M\xfcller.dcm")).write_bytes(dicom()[:500])
+    dicom_settings = settings.dicom.model_copy(update={"key_file": tmp_path / "uid.key"})
+    job = make_job(root, tmp_path / "out", settings.model_copy(update={"dicom": dicom_settings}))
+    assert run_archive(job).rows == 1
+    assert pd.read_parquet(tmp_path / "out")["path"].tolist() == ["M\\xfcller.png"]
+    (bad,) = pd.read_parquet(tmp_path / "out" / "_bad").to_dict("records")
+    assert bad["path"] == "M\\xfcller.dcm"
+    assert "M\\xfcller.dcm" in bad["message"]
+
+
+def test_links_are_followed_once_and_pipes_left_out(tmp_path, settings):
+    root, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for folder in (root / "own", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(b"1")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "linked again").symlink_to(elsewhere)
+    (root / "own" / "loop").symlink_to(root)
+    (root / "b.png").symlink_to(elsewhere / "a.png")
+    (root / "gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(root / "pipe.png")
+    (root / "linked pipe.png").symlink_to(root / "pipe.png")
+    job = make_job(root, tmp_path / "out", settings)
+    before = dict(archive.list_files(job))
+    assert list(before) == ["b.png", "gone.png", "linked/a.png", "own/a.png"]
+    os.utime(elsewhere / "a.png", (1, 1))
+    after = dict(archive.list_files(job))
+    assert {path for path in before if before[path] != after[path]} == {"b.png", "linked/a.png"}
+    assert ChunkWorker(job).run(Chunk("part-x", ("gone.png",))) == (0, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"a letter, longer than a Parquet file's foot"])

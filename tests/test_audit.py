@@ -293,6 +293,13 @@ def test_images_of_unknown_patients_do_not_become_one(table, blank):
     assert set(split[10:]) == {"train", "val", "test"}
 
 
+def test_a_file_that_is_no_audit_is_refused(table, tmp_path):
+    audit(table(originals(4))).save(tmp_path)
+    (tmp_path / "audit.json").write_text("{}")
+    with pytest.raises(DataError, match="not what 'brainmri audit' writes"):
+        Audit.load(tmp_path)
+
+
 def test_the_proposed_split_of_a_leaking_set_has_no_leaks(table):
     files = originals(40)
     files |= {f"test/{CLASS_NAMES[i % 4]}/m{i}.png": COPIES["mirrored"][0](picture(i)) for i in range(0, 40, 2)}

@@ -121,6 +121,15 @@ def test_guests_start_no_audit(open_page, data):
     assert "signed in" in texts(page)
 
 
+def test_no_audit_is_begun_that_could_not_be_saved(open_page, data, app_settings):
+    folder = app_settings.evaluation.directory
+    folder.touch()  # a file: nothing can be made below it
+    page = open_page(PAGE, "reader")
+    assert not page.exception
+    assert not page.button
+    assert "correct 'evaluation.directory'" in texts(page).replace("\\", "")
+
+
 def test_a_new_audit_runs_beside_the_page_and_is_saved(open_page, data, app_settings):
     folder = app_settings.evaluation.directory
     auditing.audit(read_folder(data), name="shipped").save(folder / "audit-brain-tumor-mri")

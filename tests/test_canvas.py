@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from brainmri.explain.colour import COLOUR_MAPS, colour_table, overlay
-from brainmri.ui.canvas import _HERE, CanvasError, Panel, canvas, encode, quantise
+from brainmri.ui.canvas import _HERE, CanvasError, Panel, _sent, _shrunk, canvas, encode, quantise
 
 
 def decode(data: bytes) -> tuple[dict, bytes]:
@@ -174,6 +174,102 @@ def test_a_frame_is_drawn_where_it_lies_in_the_image(show):
     assert rows.min() / height == pytest.approx(10 / 40, abs=0.02)
     assert rows.max() / height == pytest.approx(1, abs=0.02)
     assert columns.max() - columns.min() == pytest.approx(15 / 30 * height * 30 / 40, rel=0.05)
+
+
+RING = """v => {
+  const c = v.getContext("2d"), { data, width, height } = c.getImageData(0, 0, v.width, v.height);
+  let n = 0, x = 0, y = 0;
+  for (let i = 0; i < width * height; i++) {
+    if (data[4 * i] < 240 || data[4 * i + 1] < 240 || data[4 * i + 2] < 240) continue;
+    n += 1; x += i % width; y += Math.floor(i / width);
+  }
+  return n ? [y / n / height, x / n / width] : null;
+}"""
+
+
+def _ring(page) -> list[float] | None:
+    """Where the white ring is, as fractions of the picture; None where there is none."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.locator("canvas.view").first.evaluate(RING)
+
+
+def test_the_ring_is_drawn_where_the_peak_is_said_to_be(show):
+    image = np.zeros((40, 30), np.uint8)
+    saliency = np.full((40, 30), 0.999)  # in 8 bits every pixel ties with the peak
+    saliency[30, 20] = 1
+    brain = np.zeros((40, 30), bool)
+    brain[10:, 15:] = True
+    page = show([Panel(image, saliency=saliency, brain=brain, peak=(30, 20))], anew=True, identity="peak")
+    assert _ring(page) == pytest.approx([30.5 / 40, 20.5 / 30], abs=0.02)
+    page.locator("[data-name=brainOnly]").check()
+    assert _ring(page) == pytest.approx([10.5 / 40, 15.5 / 30], abs=0.02)
+    page = show([Panel(image, saliency=np.zeros((40, 30)))], anew=True, identity="none")
+    assert _ring(page) is None
+
+
+def test_large_pictures_are_shrunk_and_read_in_their_own_pixels(show):
+    image = np.zeros((4400, 3000), np.uint8)
+    image[2200:] = 200
+    saliency = np.zeros((4400, 3000), np.float32)
+    saliency[3000:4000, 1500:2500] = 0.5
+    panel = Panel(image, saliency=saliency, mask=saliency > 0, brain=saliency > 0, peak=(3500, 2000),
+                  frame=(2200, 0, 2200, 3000))  # fmt: skip
+    data = encode([panel, Panel(image)], key="k")
+    assert len(data) < 4 * 2000 * 1400
+    header, blob = decode(data)
+    described = header["panels"][0]
+    assert (described["shape"], described["size"]) == ([1, 2000, 1364], [4400, 3000])
+    pixels = np.frombuffer(blob, "u1", 2000 * 1364, described["image"]).reshape(2000, 1364)
+    assert (pixels[:1000] == 0).all()
+    assert (pixels[1000:] == 200).all()
+    page = show([panel], anew=True, identity="large")
+    assert _ring(page) is not None
+    view = page.locator("canvas.view").first
+    box = view.bounding_box()
+    view.hover(position={"x": box["width"] / 2, "y": 0.8 * box["height"]})
+    text = page.locator(".probe").first.inner_text()
+    row, column = (int(part.split()[-1]) for part in text.split(" · ")[0].split(","))
+    assert abs(row - 0.8 * 4400) < 40
+    assert abs(column - 1500) < 40
+    assert "image 200" in text
+    assert "map 0.50" in text
+    assert all(side <= 2000 for side in _sent((7000, 40)))
+    stack = (np.arange(2 * 4000 * 20).reshape(2, 4000, 20) % 1000).astype(np.int16)
+    assert _shrunk(stack, np.int16).shape == (2, 2000, 10)
+
+
+def test_a_tap_and_a_key_read_values(show):
+    page = show([_map(0)], anew=True, identity="read")
+    readout = page.locator(".probe").first
+    view = page.locator("canvas.view").first
+    view.focus()
+    assert readout.inner_text() == ""
+    page.keyboard.press("+")
+    _zoomed(page)
+    assert readout.inner_text().startswith("row 20, column 15 · image ")
+    page.keyboard.press("ArrowRight")
+    _zoomed(page)
+    assert readout.inner_text().startswith("row 20, column 16 · ")
+    touch = """(v, moves) => {
+      const box = v.getBoundingClientRect();
+      const send = (type, [x, y]) => v.dispatchEvent(new PointerEvent(type, {
+        pointerId: 7, pointerType: "touch", isPrimary: true, bubbles: true,
+        clientX: box.left + x * box.width, clientY: box.top + y * box.height,
+      }));
+      v.setPointerCapture = () => {};
+      send("pointerdown", moves[0]);
+      for (const move of moves.slice(1)) send("pointermove", move);
+      send("pointerup", moves[moves.length - 1]);
+      send("pointerleave", moves[moves.length - 1]);
+    }"""
+    page.keyboard.press("0")
+    view.evaluate(touch, [[0.5, 0.25]])
+    _zoomed(page)
+    tapped = readout.inner_text()
+    assert tapped.startswith("row 10, column 15 · image ")
+    view.evaluate(touch, [[0.5, 0.75], [0.2, 0.6]])  # a drag moves the picture and reads nothing anew
+    _zoomed(page)
+    assert readout.inner_text() == tapped
 
 
 @pytest.mark.parametrize("vision", MACHADO)

@@ -46,7 +46,7 @@ def test_from_zip_to_verified_report(server, chromium, make_user, tmp_path):
         page.get_by_role("button", name="Sign in").last.click()
         page.locator("input[type=file]").first.set_input_files(str(archive))
         expect(page.get_by_text("Series answer")).to_be_visible()
-        expect(page.get_by_text("Set aside: 1 file")).to_be_visible()
+        expect(page.get_by_text("Set aside (1)")).to_be_visible()
         slider = page.locator("input[type=range]").first
         box = slider.bounding_box()
         page.mouse.move(box["x"] + box["width"] * slider_share(slider), box["y"] + box["height"] / 2)

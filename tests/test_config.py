@@ -56,6 +56,9 @@ def test_the_environment_names_file_and_data(tmp_path, monkeypatch):
         ("model: {id: tiny}\naccounts: {signup: 'yes'}", "'accounts.signup' is 'yes'"),
         ("model: {id: tiny}\naccounts: {guest: perhaps}", "'accounts.guest' is 'perhaps'"),
         ("model: {id: tiny}\naccounts: {cookie_days: -1}", "'accounts.cookie_days' is -1"),
+        ("model: {id: tiny}\naccounts: {cookie_days: 10000000}", "'accounts.cookie_days' is 10000000"),
+        ("model: {id: tiny}\naccounts: {cookie_days: .inf}", "'accounts.cookie_days' is inf"),
+        ("model: {id: tiny}\naccounts: {cookie_name: 'brain mri;x'}", "'accounts.cookie_name' is 'brain mri;x'"),
         ("model: {id: tiny}\nuploads: {max_pixels: 0}", "'uploads.max_pixels' is 0"),
         ("model: {id: tiny}\nuploads: {max_size_mb: big}", "'uploads.max_size_mb' is 'big'"),
         ("model: {id: ''}", "'model.id' is ''"),
@@ -93,6 +96,15 @@ def test_a_missing_file_says_where_it_was_expected(tmp_path):
     with pytest.raises(ConfigError, match="expected a YAML file at") as caught:
         config.load_settings(tmp_path / "config.yaml")
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_is_tried_before_anything_is_written_to_it(tmp_path):
+    config.check_writable(tmp_path / "not" / "yet", "uploads.directory")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written to .* correct 'uploads\.directory'") as caught:
+        config.check_writable(tmp_path / "file" / "uploads", "uploads.directory")
+    assert str(tmp_path / "file" / "uploads") in str(caught.value)
 
 
 def test_settings_cannot_be_changed(tmp_path):

@@ -179,6 +179,19 @@ def test_a_long_curve_is_thinned_without_moving():
     assert np.trapezoid(y, x) == pytest.approx(evaluation.roc_auc(positive, score)[0], abs=2e-3)
 
 
+def test_one_wrong_image_gives_no_narrower_interval_than_none():
+    groups = np.repeat(np.arange(19), 9)
+    right = np.ones(len(groups), bool)
+    none_wrong = evaluation.GroupBootstrap(groups).mean(right)
+    right[4] = False
+    one_wrong = evaluation.GroupBootstrap(groups).mean(right)
+    assert one_wrong[0] <= none_wrong[0]
+    assert one_wrong[1] == 1
+    assert evaluation.GroupBootstrap(groups).mean(~right)[1] == pytest.approx(1 - none_wrong[0], abs=1e-5)
+    half = np.arange(len(groups)) % 2 == 0
+    assert 0.4 < evaluation.GroupBootstrap(groups).mean(half)[0] < evaluation.GroupBootstrap(groups).mean(half)[1] < 0.6
+
+
 def test_predictive_values_follow_bayes():
     positive, negative = evaluation.predictive_values(0.9, 0.8, 0.1)
     assert positive == pytest.approx(0.09 / (0.09 + 0.18))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import time
 import zipfile
 
@@ -173,7 +174,9 @@ def test_a_run_of_one_class_has_no_precision(open_page, save):
     page = open_tab(open_page, "Classes")
     row = page.table[-1].value.loc["No tumour"]
     assert row["Precision"] == row["F1"] == "–"
-    assert row["Recall"].startswith(f"{run.metrics['accuracy']:.3f}")
+    assert row["Recall"].startswith(f"{run.metrics['per_class']['notumor']['recall']:.3f}")
+    assert run.metrics["accuracy"] is None  # it would be the recall by another name
+    assert "accuracy**: undefined because all images of a known type are no tumour" in texts(page)
     assert "precision no tumour**: undefined because needs images of other classes" in texts(page)
     assert set(displays.figures(run.metrics)) == {"confusion_matrix", "reliability", "subgroups"}
     evaluation.figures(run)
@@ -370,7 +373,10 @@ def test_only_runs_of_the_same_data_and_split_are_offered(open_page, save):
     save("lgg-test", predictions(40), data="lgg", column="split")
     page = open_tab(open_page, "Compare")
     assert "No other run is of brain_tumor_mri, clean test" in texts(page).replace("\\", "")
-    assert "--split-column clean_split --split test --name brain_tumor_mri" in page.code[0].value
+    assert page.code[0].value.endswith("--suite data --only clean-test")
+    mine = save("mine", predictions())
+    assert "--split-column clean_split --split test --name brain_tumor_mri" in evaluation._how_to_evaluate(mine)
+    shutil.rmtree(mine.directory)
     strange = save("out-of-distribution", tumours_only().assign(label=""), column=None, split="all")
     assert evaluation._how_to_evaluate(strange).endswith("--suite data --only out-of-distribution")
     save("clean-test", predictions().assign(path=[f"x{i}" for i in range(160)]), model="other")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import subprocess
 import sys
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -194,6 +197,19 @@ def test_score_cam_on_all_channels_differs_from_few_only_in_what_it_leaves_out(e
     np.testing.assert_allclose(every, same, rtol=1e-5)
 
 
+def test_score_cam_has_a_map_where_every_probability_is_next_to_nothing(explainer, batch):
+    class Sure(Explainer):
+        def logits(self, inputs, **rest):
+            return super().logits(inputs, **rest) + np.array([0, 500, 0, 0], np.float32)
+
+    expected = METHODS["score-cam"].grids(explainer, batch, np.zeros(4, int), "block5_conv3", seed=0, channels=16)
+    sure = Sure(explainer._forward, explainer._head, explainer._gradients)
+    found = METHODS["score-cam"].grids(sure, batch, np.zeros(4, int), "block5_conv3", seed=0, channels=16)
+    assert np.isfinite(found).all()
+    assert (expected.any(axis=(1, 2)) == found.any(axis=(1, 2))).all()
+    assert found.any()
+
+
 def test_upsampling_is_scipys():
     from scipy import ndimage
 
@@ -225,6 +241,21 @@ def test_a_peak_is_drawn_where_its_cell_lies():
     _, peak = draw(grid, CropTransform(20, 30, 160, 128), (240, 220))
     assert abs(peak[0] - (20 + 1.5 * 20)) <= 1
     assert abs(peak[1] - (30 + 6.5 * 20)) <= 1
+
+
+def test_a_peak_is_the_maximum_also_of_a_map_cut_at_a_percentile():
+    grid = np.zeros((20, 20), np.float32)
+    grid[:10] = 1  # all above the percentile is drawn as 1, first of all the first row
+    grid[15, 12] = 5
+    whole = CropTransform(0, 0, 20, 20)
+    saliency_map, peak = draw(grid, whole, (20, 20), 90)
+    assert peak == (15, 12)
+    assert saliency_map.max() == saliency_map[0, 0] == 1
+    assert draw(grid, whole, (20, 20))[1] == peak
+    grid[:10] = 1e-40  # a percentile next to nothing
+    saliency_map, peak = draw(grid, CropTransform(0, 0, 50, 20), (50, 50), 90)
+    assert np.isfinite(saliency_map).all()
+    assert abs(peak[0] - 38) <= 2
 
 
 @pytest.mark.parametrize("by", [(1, 1.5), (1, 2), (1.5, 1), (2, 1)])
@@ -306,7 +337,25 @@ def test_names_and_columns():
 
 
 def test_one_explainer_a_classifier(classifier, tiny_models):
-    assert explainer_of(classifier, tiny_models) is explainer_of(classifier, tiny_models)
+    found: list[Explainer] = []
+    workers = [threading.Thread(target=lambda: found.append(explainer_of(classifier, tiny_models))) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
+
+
+def test_an_explainer_does_not_keep_its_classifier(tiny_models, tiny_blocks):
+    from brainmri.inference import load_classifier
+
+    classifier = load_classifier("tiny", tiny_models, "keras")
+    explainer, gone = explainer_of(classifier, tiny_models), weakref.ref(classifier)
+    assert explainer.head.dense_kernel.size
+    del classifier
+    gc.collect()
+    assert gone() is None
 
 
 def test_brain_mask_lies_inside_the_head():

@@ -84,6 +84,7 @@ def test_what_a_zip_holds_beside_its_series_has_lines_of_its_own(app_settings, t
     ("arguments", "words"),
     [
         (["--method", "grad-camera"], "methods: grad-cam"),
+        (["--method", ","], "names no method; methods: grad-cam"),
         (["--target-class", "cyst"], "classes: glioma"),
         (["--layer", "dense"], "has none left"),
         (["--method", "occlusion", "--layer", "block5_conv3"], "takes no layer"),

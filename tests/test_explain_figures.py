@@ -90,6 +90,29 @@ def test_a_rejection_is_on_every_figure(analysis):
         assert "reject" not in words(figure).lower()
 
 
+@pytest.mark.parametrize("name", ["a$1$b.png", r"a$\bad{$.png", "line\nbreak.png", "x" * 200 + "7.png"])
+@pytest.mark.parametrize("kind", ["png", "pdf"])
+def test_a_files_name_is_written_as_it_is(analysis, name, kind):
+    named = dataclasses.replace(analysis, slice=dataclasses.replace(analysis.slice, name=name))
+    figure = explanation_page(named, explanations(named, ["grad-cam"]))
+    assert as_bytes(figure, kind, dpi=60)
+    figure.canvas.draw()
+    assert all(t.get_window_extent().x1 <= figure.bbox.x1 for t in figure.texts)
+    shown = figure.texts[0].get_text()
+    assert shown == " ".join(name.split()) or (shown.startswith("xxx") and shown.endswith("…xxxxxxxxxxxxxx7.png"))
+
+
+def test_a_layer_other_than_the_default_is_named(analysis):
+    (one,) = explanations(analysis, ["grad-cam"])
+    early = dataclasses.replace(one, layer_name="block3_conv3")
+    for figure in (explanation_page(analysis, [early]), explanation_panel(analysis, early)):
+        assert "Grad-CAM, block3_conv3\nfor Glioma" in words(figure)
+    for name in ("block5_conv3", "image"):
+        usual = dataclasses.replace(one, layer_name=name)
+        for figure in (explanation_page(analysis, [usual]), explanation_panel(analysis, usual)):
+            assert "Grad-CAM\nfor Glioma" in words(figure)
+
+
 @pytest.mark.parametrize("kind", ["png", "pdf"])
 def test_the_same_figure_gives_the_same_bytes(analysis, kind):
     first, second = (

@@ -17,6 +17,7 @@ from brainmri import readings, storage
 from brainmri.decision import DecisionRule
 from brainmri.errors import PermissionDeniedError, StorageError
 from brainmri.explain import METHODS
+from brainmri.explain.study import Plan
 from brainmri.pipeline import analyse
 from brainmri.types import CLASS_NAMES, MRISlice
 from brainmri.ui import heatmaps, inputs, state
@@ -352,7 +353,8 @@ def test_trust_tab_shows_what_was_measured(open_page, app_settings):
         "engine": "openvino",
         "engine_precision": "bf16",
         "created": "2026-01-01T00:00:00+00:00",
-        "plan": {"limit": None, "channels": 64},
+        "elapsed_s": 60.0,
+        "plan": dataclasses.asdict(Plan()),
         "peak_in_mask": [
             {
                 "model_id": "tiny",
@@ -367,7 +369,19 @@ def test_trust_tab_shows_what_was_measured(open_page, app_settings):
             },
         },
         "faithfulness": {"n": 120, "methods": {n: dict.fromkeys(heatmaps.FAITHFULNESS_TITLES, value) for n in names}},
-        "sanity": {"n": 30, "stages": ["logits"], "methods": {n: {"logits": value} for n in METHODS}},
+        "sanity": {
+            "n": 30,
+            "stages": ["logits", "dense"],
+            "methods": {
+                n: {
+                    "logits": value | {"all_zero": 7 if n == "grad-cam" else 0},
+                    "dense": {"mean": None, "interval": None, "all_zero": 30}
+                    if n == "score-cam"
+                    else value | {"all_zero": 0},
+                }
+                for n in METHODS
+            },
+        },
     }
     path.write_text(json.dumps(result))
     try:
@@ -377,7 +391,30 @@ def test_trust_tab_shows_what_was_measured(open_page, app_settings):
     assert not page.exception
     assert len(page.dataframe) == 3
     assert page.dataframe[0].value["tiny"].tolist() == ["0.857 (0.600–1.000)"] * 5
-    assert "n = 120" in words(page)
+    said = words(page)
+    assert "n = 120" in said
+    assert "Grad-CAM up to 7 at one stage, Score-CAM up to 30 at one stage" in said
+    assert "Integrated Gradients with 8 steps, SmoothGrad with 8 samples" in said
+
+
+def test_maps_are_kept_by_their_size_and_those_on_the_page_stay(opened, monkeypatch):
+    page = opened("guest")
+    page.multiselect(key="heatmaps.methods").set_value(QUICK).run()
+    assert len(page.session_state["heatmaps.kept"]) == 4
+    monkeypatch.setattr(heatmaps, "_KEPT_BYTES", 1)
+    classes = next(m for m in page.multiselect if m.label == "Classes")
+    other = next(name for name in CLASS_NAMES if name not in classes.value)
+    classes.set_value([other]).run()
+    assert not page.exception
+    assert [slot[3:5] for slot in page.session_state["heatmaps.kept"]] == [(name, other) for name in QUICK]
+
+
+def test_the_peak_that_is_drawn_is_the_one_that_is_written(opened, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(heatmaps, "canvas", lambda panels, **_: drawn.append(panels))
+    opened("guest")
+    for panel in drawn[-1][1:]:
+        assert panel.caption.startswith(f"Peak at row {panel.peak[0]}, column {panel.peak[1]}") or panel.peak is None
 
 
 def test_readings_are_checked(make_user, app_settings, slices):

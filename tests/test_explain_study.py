@@ -76,7 +76,25 @@ def test_rank_correlation():
     a = np.arange(12.0).reshape(3, 4)
     assert rank_correlation(a, a**3) == pytest.approx(1)
     assert rank_correlation(a, -a) == pytest.approx(-1)
-    assert rank_correlation(a, np.zeros((3, 4))) == 0
+    assert np.isnan(rank_correlation(a, np.zeros((3, 4))))
+
+
+def test_empty_maps_are_counted_and_left_out_of_the_average():
+    maps = np.random.default_rng(0).random((30, 8, 8))
+    after = maps.copy()
+    after[:16] = 0
+    found = study._stability(maps, after, study._bootstrap(range(30)))
+    assert (found["mean"], found["all_zero"]) == (1, 16)
+    assert study._correlation(found) == "1.00 (16 empty)"
+    opposite = study._stability(maps, -maps + np.random.default_rng(1).random(maps.shape), study._bootstrap(range(30)))
+    assert opposite["interval"][1] < 0  # a correlation is no share
+    none = study._stability(maps, np.zeros_like(maps), study._bootstrap(range(30)))
+    assert (none["mean"], none["interval"], study._correlation(none)) == (None, None, "– (30 empty)")
+
+
+def test_counts_stand_alone_only_where_all_are_equal():
+    assert study.counts([{"n": 543}, {"n": 533}, {"n": 543}]) == "543 / 533 / 543"
+    assert study.counts([{"n": 594}, {"n": 594}]) == "594"
 
 
 def test_cascade_randomises_from_the_top_and_leaves_the_network_alone(tiny_models, tiny_blocks):
@@ -157,6 +175,7 @@ def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_model
     beside = [(classifier, tiny_models)]
     result = study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan, beside=beside)
     assert len(seen) == 3  # the two finished parts were not measured again
+    (folder,) = (tmp_path / "work").iterdir()
     assert result["elapsed_s"] > 0
     assert result["localisation"]["n"] == 6
     assert result["faithfulness"]["by_class"] == {"glioma": 1, "meningioma": 1, "notumor": 1, "pituitary": 1}
@@ -171,6 +190,13 @@ def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_model
     again = study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work", plan)
     assert again["sanity"] == result["sanity"]
     assert again["elapsed_s"] >= result["elapsed_s"]
+
+    assert [f.name for f in (tmp_path / "work").iterdir()] == [folder.name]
+    sample = study._spread(masked_rows, plan.n_faithfulness)
+    unmasked = sample["path"][sample["mask"] == ""].iloc[0]  # the same masked images, another sample
+    fewer = masked_rows[masked_rows["path"] != unmasked]
+    study.run_study(classifier, fewer, tiny_models, tmp_path / "work", plan)
+    assert len(list((tmp_path / "work").iterdir())) == 2
 
     page = tmp_path / "page.md"
     tables = study.tables_of(result)
@@ -192,6 +218,15 @@ def test_study_resumes_and_writes_its_tables(classifier, masked_rows, tiny_model
 def test_a_split_without_masks_is_refused(classifier, masked_rows, tiny_models, tmp_path):
     with pytest.raises(DataError, match="mask"):
         study.run_study(classifier, masked_rows.assign(mask=""), tiny_models, tmp_path)
+
+
+def test_masks_that_are_missing_are_said(classifier, masked_rows, tiny_models, tmp_path):
+    for i in (1, 3):
+        (tmp_path / f"m{i}.png").unlink()
+    with pytest.raises(DataError, match=r"2 of 6 masks are missing .*m1\.png.*data fetch"):
+        study.run_study(classifier, masked_rows, tiny_models, tmp_path / "work")
+    with pytest.raises(DataError, match="2 of 6 masks are missing"):
+        study.measure_peaks([(classifier, tiny_models)], masked_rows)
 
 
 def test_the_documentation_has_every_marker():

@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,16 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from brainmri.errors import BrainMRIError, InvalidImageError
-from brainmri.imaging import COLOUR_LIMIT, MIN_SIDE, decode_image, picture_reason, preprocess, stretch_to_uint8
+from brainmri.imaging import (
+    COLOUR_LIMIT,
+    MIN_SIDE,
+    blank_notes,
+    decode_image,
+    is_blank,
+    picture_reason,
+    preprocess,
+    stretch_to_uint8,
+)
 from brainmri.synthetic import samples
 from brainmri.types import CropTransform
 
@@ -67,6 +77,26 @@ def test_16_bit_is_stretched_linearly(low, high):
     assert "16-bit data" in decoded.notes[0]
 
 
+def test_32_bit_says_so():
+    decoded = decode_image(encode(Image.fromarray(PICTURE.astype(np.int32) * 1000 - 5000), "TIFF"), "a")
+    assert np.abs(decoded.pixels - np.rint(PICTURE / PICTURE.max() * 255)).max() <= 1
+    assert decoded.notes == ("32-bit data stretched to 0-255",)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_whose_zero_is_white_comes_the_right_way_up(dtype):
+    top = 255 if dtype == np.uint8 else 65535
+    values = (top - PICTURE.astype(np.float64) * (top // 255)).astype(dtype)
+    content = bytearray(encode(Image.fromarray(values), "TIFF"))
+    (first,) = struct.unpack_from("<I", content, 4)
+    for entry in range(first + 2, first + 2 + 12 * struct.unpack_from("<H", content, first)[0], 12):
+        if struct.unpack_from("<H", content, entry)[0] == 262:  # PhotometricInterpretation
+            struct.pack_into("<H", content, entry + 8, 0)
+    decoded = decode_image(bytes(content), "a").pixels
+    expected = PICTURE if dtype == np.uint8 else PICTURE * (255 / PICTURE.max())
+    assert np.abs(decoded - expected).max() <= 1
+
+
 def test_float_tiff_is_stretched_and_bad_values_do_not_matter():
     values = np.linspace(-1, 1, PICTURE.size, dtype=np.float32).reshape(PICTURE.shape)
     values[3, 3] = np.nan
@@ -79,6 +109,20 @@ def test_a_line_is_refused():
     with pytest.raises(InvalidImageError, match="400 x 16 pixels, one side is over 20 times the other"):
         decode_image(encode(np.zeros((16, 400), np.uint8)), "a")
     assert decode_image(encode(np.zeros((20, 400), np.uint8)), "a").pixels.shape == (20, 400)
+
+
+def test_a_long_picture_whose_square_would_fill_the_memory_is_refused():
+    content = encode(np.zeros((100, 2000), np.uint8))
+    assert decode_image(content, "a", max_pixels=2_000_000).pixels.shape == (100, 2000)
+    with pytest.raises(InvalidImageError, match=r"2000 x 100 pixels, the limit for the longer side is 1,999"):
+        decode_image(content, "a", max_pixels=1_999_000)
+
+
+def test_cielab_is_refused_by_its_name():
+    flat = Image.new("L", (60, 40), 128)
+    content = encode(Image.merge("LAB", [Image.fromarray(PICTURE), flat, flat]), "TIFF")
+    with pytest.raises(InvalidImageError, match="a: colours in CIELAB are not read; save it in grey or RGB"):
+        decode_image(content, "a")
 
 
 def test_cmyk_becomes_its_luminance():
@@ -193,7 +237,26 @@ def test_of_an_animation_the_first_frame_is_taken_and_said(file_format):
     content = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **lossless)
     decoded = decode_image(content, "a")
     np.testing.assert_array_equal(decoded.pixels, PICTURE)
-    assert decoded.notes == ("first of 2 frames",)
+    assert decoded.notes == ("first of several frames",)
+    assert decode_image(encode(frames[0], file_format, **lossless), "a").notes == ()
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "GIF"])
+def test_frames_are_not_counted(file_format):
+    """A small file can hold tens of thousands: Pillow walks through them all, for TIFF in quadratic time."""
+    content, many = encode(PICTURE, file_format), 20_000
+    if file_format == "TIFF":
+        content += bytes(len(content) % 2)
+        (first,) = struct.unpack_from("<I", content, 4)
+        length = 2 + 12 * struct.unpack_from("<H", content, first)[0]  # of a directory without the pointer to the next
+        directory, start = content[first : first + length], len(content)
+        content = content[: first + length] + struct.pack("<I", start) + content[first + length + 4 :]
+        content += b"".join(directory + struct.pack("<I", start + (i + 1) * (length + 4)) for i in range(many))
+    else:
+        content = content[:-1] + (b"," + struct.pack("<4HB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0") * many + b";"
+    start = time.perf_counter()
+    assert decode_image(content, "a").notes == ("first of several frames",)
+    assert time.perf_counter() - start < 1
 
 
 # --- refused in one line -------------------------------------------------------------------------------------------
@@ -392,6 +455,39 @@ def test_stretch_stays_in_range_and_keeps_the_order(values):
 def test_preprocess_refuses_what_is_no_slice(wrong):
     with pytest.raises(InvalidImageError, match="expected"):
         preprocess(wrong)
+
+
+def _noise(scale: float, side: int) -> np.ndarray:
+    """Air in a magnitude picture."""
+    return np.hypot(*np.random.default_rng(0).normal(0, scale, (2, side, side))).astype(np.uint8)
+
+
+BLANK = {
+    "black": np.zeros((64, 80), np.uint8),
+    "grey": np.full((64, 80), 100, np.uint8),
+    "white": np.full((64, 80), 255, np.uint8),
+    "nearly black": np.tile(np.arange(4, dtype=np.uint8), (64, 20)),
+    "a few bright pixels": np.pad(np.full((4, 4), 255, np.uint8), 100),
+    "air": _noise(3, 256),
+    "louder air": _noise(6, 512),
+}
+
+
+@pytest.mark.parametrize("kind", BLANK)
+def test_nothing_to_see_is_blank(kind):
+    pixels = BLANK[kind]
+    view, _ = preprocess(pixels)
+    assert is_blank(pixels, view)
+    assert picture_reason(blank_notes(pixels, view)) == "The picture is blank or nearly so, with no head to be seen"
+
+
+def test_little_to_see_is_not_blank():
+    rows, columns = np.mgrid[:256, :256]
+    tip = np.hypot(rows - 90, columns - 140)  # of a head, 3 cm wide in 24
+    rim = np.where(tip < 16, 90 + 40 * np.cos(tip / 4), _noise(2, 256)).astype(np.uint8)
+    for pixels in (rim, samples()["notumor"].slice.pixels, samples()["notumor"].slice.pixels // 8):
+        view, _ = preprocess(pixels)
+        assert blank_notes(pixels, view) == ()
 
 
 @pytest.mark.parametrize("spacing", [None, (0.5, 0.5), (0.9375, 0.93751), (0.5, 0.509)])

@@ -27,7 +27,7 @@ from brainmri.dicom import read_files
 from brainmri.dicom.capture import secondary_capture
 from brainmri.errors import ConfigError, PacsError, RefusedError, StorageError
 from brainmri.inference import load_classifier
-from brainmri.listener import Listener
+from brainmri.listener import Listener, Spool, _name
 from brainmri.storage import Database, find_records
 from brainmri.ui import state
 
@@ -446,9 +446,123 @@ def test_objects_without_uids_are_refused(listening):
             ds = dataset()
             setattr(ds, missing, value)
             assert association.send_c_store(ds).Status == 0xC000
+    assert association.send_c_store(dataset(InstanceNumber=2)).Status == 0
     association.release()
-    assert spooled(listener) == []
     assert any("lacks a UID" in line for line in lines)
+    step_until(listener, lambda: any("is not answered" in line for line in lines))
+    assert "lacks a UID" in reasons(listener)
+    assert find_records(listener.database, listener.user).records == []
+
+
+# What makes a study incomplete: the spool by itself.
+
+
+@pytest.fixture
+def spool(app_settings, tmp_path):
+    """A spool for series of at most two images."""
+    settings = with_pacs(app_settings, spool=tmp_path / "spool")
+    opened = Spool(settings.model_copy(update={"dicom": settings.dicom.model_copy(update={"max_slices": 2})}))
+    opened.open()
+    return opened
+
+
+def bring(spool, *objects, released=True):
+    """One association that sends (series, instance) of one study; returns which were refused."""
+    sender = object()
+    refused = [o for o in objects if spool.put("1.2", *o, b"x", sender)]
+    spool.end(sender, released=released)
+    return refused
+
+
+def taken(spool) -> tuple[list[str], int]:
+    """Why studies are put aside, and how many are to be answered."""
+    time.sleep(0.02)
+    return spool.take_complete(0.01), len(spool.studies_to_answer())
+
+
+def again(spool) -> Spool:
+    """The spool after a crash."""
+    opened = Spool.__new__(Spool)
+    opened.__dict__.update(spool.__dict__ | {"_senders": {}, "_missing": {}, "_sizes": {}})
+    opened.open()
+    return opened
+
+
+TOO_MANY = "a part was refused: its series has too many or is too large (dicom.max_slices, dicom.max_archive_mb)"
+BROKE_OFF = "its sender broke off; let it be sent again"
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_refused_part_is_not_forgotten_by_the_next_association(spool, crashed):
+    for instance in "abc":
+        assert bring(spool, ("1", instance)) == ([("1", "c")] if instance == "c" else [])
+    spool = again(spool) if crashed else spool
+    assert bring(spool, ("2", "d")) == []
+    assert taken(spool) == ([TOO_MANY], 0)
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_break_off_is_not_forgotten_when_another_series_comes(spool, crashed):
+    bring(spool, ("1", "a"), ("1", "b"), released=False)
+    spool = again(spool) if crashed else spool
+    bring(spool, ("2", "c"))
+    bring(spool, ("1", "b"))
+    assert taken(spool) == ([BROKE_OFF], 0)
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_what_was_missing_and_comes_again_makes_the_study_whole(spool, crashed, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+        assert bring(spool, ("2", "c")) == [("2", "c")]
+    bring(spool, ("1", "a"), released=False)
+    spool = again(spool) if crashed else spool
+    assert bring(spool, ("1", "a"), ("1", "b"), ("2", "c")) == []
+    assert taken(spool) == ([], 1)
+
+
+def test_a_first_part_that_is_refused_counts_too(spool, monkeypatch):
+    sender = object()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+        assert spool.put("1.2", "1", "a", b"x", sender) == "the disk is nearly full"
+    assert spool.put("1.2", "1", "b", b"x", sender) == ""
+    spool.end(sender, released=True)
+    assert taken(spool) == (["a part was refused: the disk is nearly full"], 0)
+
+
+def test_an_object_of_no_known_study_leaves_its_whole_association_in_doubt(spool):
+    sender = object()
+    spool.put("1.2", "1", "a", b"x", sender)
+    spool.refuse("", "", "it cannot be read", sender)
+    spool.end(sender, released=True)
+    assert taken(spool) == (["a part was refused: it cannot be read"], 0)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_crash_while_a_study_comes_leaves_it_incomplete_until_all_of_that_comes_again(spool, ended):
+    if ended:
+        bring(spool, ("1", "a"))
+    sender = object()
+    spool.put("1.2", "2", "b", b"x", sender)
+    spool.put("1.2", "2", "c", b"x", sender)
+    crashed = again(spool)
+    bring(crashed, ("2", "c"), ("3", "d"))
+    assert taken(crashed) == (["the listener stopped while it came; let it be sent again"], 0)
+    if ended:
+        bring(spool, ("1", "a"))
+    spool.put("1.2", "2", "b", b"x", sender)
+    spool.put("1.2", "2", "c", b"x", sender)
+    crashed = again(spool)
+    bring(crashed, ("2", "b"), ("2", "c"), ("3", "d"))
+    assert taken(crashed) == ([], 1)
+
+
+def test_an_empty_marker_says_incomplete(spool):
+    sender = object()
+    spool.put("1.2", "1", "a", b"x", sender)
+    next(spool.incoming.glob("*/incomplete.txt")).write_text("")
+    assert taken(again(spool)) == (["the listener stopped while it came; let it be sent again"], 0)
 
 
 def test_derived_series_and_localisers_are_left_to_studies_that_hold_nothing_else(listening):
@@ -463,6 +577,15 @@ def test_derived_series_and_localisers_are_left_to_studies_that_hold_nothing_els
     step_until(listener, lambda: not spooled(listener, "working"))
     assert len(find_records(listener.database, listener.user).records) == 3
     assert spooled(listener, "failed") == []
+
+
+def test_a_derived_image_costs_its_series_nothing(listening):
+    listener, lines = listening()
+    mixed = [dcmread(io.BytesIO(content)) for content in stack(4, StudyInstanceUID="1.17").values()]
+    min(mixed, key=lambda ds: _name(ds.SOPInstanceUID)).ImageType = ["DERIVED", "PRIMARY", "MPR"]
+    send(listener, [dicom(StudyInstanceUID="1.17", SeriesInstanceUID="1.17.2"), *map(to_bytes, mixed)])
+    step_until(listener, lambda: sum("kept as cases" in line for line in lines) == 2)
+    assert any("3 slices kept" in line for line in lines)
 
 
 def node(handlers, contexts) -> tuple[object, PacsServer]:

@@ -11,9 +11,10 @@ from PIL import Image
 
 from brainmri import storage, synthetic
 from brainmri.errors import BusyError, StorageError
+from brainmri.look import metrics_table
 from brainmri.model import read_card, write_card
 from brainmri.types import CLASS_NAMES, CLASS_TITLES
-from brainmri.ui import overview, predict, results, state, theme
+from brainmri.ui import predict, results, state, theme
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_metrics_are_named_by_split_and_say_what_training_has_seen():
         "clean-test": {"n": 1746, "accuracy": 0.81234, "sensitivity": 0.9, "roc_auc": {"macro": 0.95, "glioma": 0.9}},
         "note": "not a split",
     }
-    table = overview.metrics_table(metrics)
+    table = metrics_table(metrics)
     assert list(table) == ["Clean test", "Official test (62% of it seen in training)", "mine test"]
     assert all(list(row) == ["Images", "Accuracy", "Tumours found", "Macro AUC"] for row in table.values())
     assert list(table["Clean test"].values()) == ["1,746", "0.812", "0.900", "0.950"]

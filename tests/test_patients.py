@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 
@@ -500,6 +503,68 @@ def test_a_deletion_that_fails_half_way_leaves_everything(database, app_settings
     assert patients.deletions(database, reader) == []
 
 
+@pytest.mark.parametrize("whole_patient", [False, True])
+def test_a_report_signed_while_its_case_is_deleted_does_not_vanish(
+    database, app_settings, make_user, answers, monkeypatch, whole_patient
+):
+    from brainmri import report
+
+    radiologist = make_user("radiologist")
+    patient, _, records = keep(database, app_settings, radiologist, answers)
+    mri_slice = storage.load_slice(app_settings, records[0])
+    words = {"findings": "a", "impression": "b", "final": True, "mri_slice": mri_slice}
+    count, signing, signed = storage.attached_to, [], []
+
+    def sign():
+        with suppress(StorageError):  # the case is gone
+            signed.append(report.issue(database, app_settings, radiologist, records[0].id, **words))
+
+    def counted(*arguments):
+        answer = count(*arguments)
+        if not signing:
+            signing.append(threading.Thread(target=sign))
+            signing[0].start()
+            signing[0].join(1)
+        return answer
+
+    monkeypatch.setattr(storage, "attached_to", counted)
+    monkeypatch.setattr(patients, "attached_to", counted)
+    if whole_patient:
+        patients.delete_patient(database, app_settings, radiologist, patient.id)
+    else:
+        storage.delete_record(database, app_settings, radiologist, records[0].id)
+    signing[0].join()
+    assert signed == []
+
+
+def test_two_who_delete_the_same_leave_one_line(database, app_settings, make_user, answers, monkeypatch):
+    reader = make_user("reader")
+    patient, _, records = keep(database, app_settings, reader, answers)
+    both, remember = threading.Barrier(2), storage._remember_signed
+
+    def slowly(*arguments):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        remember(*arguments)
+
+    monkeypatch.setattr(storage, "_remember_signed", slowly)
+
+    def twice(delete, number) -> int:
+        """How many say that they deleted it."""
+        both.reset()
+        with ThreadPoolExecutor(2) as pool:
+            done = [pool.submit(delete, database, app_settings, reader, number) for _ in range(2)]
+        assert all(isinstance(d.exception(), StorageError | None) for d in done)
+        return sum(d.exception() is None for d in done)
+
+    assert twice(storage.delete_record, records[0].id) == 1
+    assert twice(patients.delete_patient, patient.id) == 1
+    assert [d.what for d in patients.deletions(database, reader)] == [
+        f"patient {patient.id}: 1 studies, 3 cases",
+        f"case {records[0].id}",
+    ]
+
+
 def test_a_new_filter_starts_at_the_first_page(database, make_user, open_page):
     reader = make_user("reader")
     for i in range(45):
@@ -543,6 +608,25 @@ def test_a_series_with_an_odd_header_is_kept_under_a_patient_of_its_own(
     assert {p.name for p in found} == {"Johanna Maria Müller"}
     assert {p.birth_date for p in found} == {None}
     assert {p.n_records for p in patients.find_patients(database, reader).patients} == {2}
+
+
+def test_a_series_that_cannot_be_filed_leaves_what_others_filed_under_its_patient(
+    database, app_settings, make_user, answers, monkeypatch
+):
+    reader = make_user("reader")
+    kept, filing = [], patients.file_records
+
+    def fail(*_args, **_kwargs):
+        monkeypatch.setattr(patients, "file_records", filing)
+        kept.extend(patients.keep_series(database, app_settings, reader, *answers))  # another session's
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(patients, "file_records", fail)
+    with pytest.raises(StorageError, match="the disk is full"):
+        patients.keep_series(database, app_settings, reader, *answers)
+    (found,) = patients.find_patients(database, reader).patients
+    assert [e.record.id for e in patients.timeline(database, reader, found.patient.id)] == [r.id for r in kept]
+    assert len(kept) == storage.find_records(database, reader).total == 4
 
 
 def test_a_series_that_cannot_be_filed_leaves_nothing(database, app_settings, make_user, open_page, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 from brainmri.config import DEFAULT_PATH, load_settings
 from brainmri.dicom import read_slices
 from brainmri.imaging import picture_reason
-from brainmri.inference import load_classifier
+from brainmri.inference import Classifier, load_classifier
 from brainmri.pipeline import analyse
 from brainmri.runs import answers_table
 from brainmri.synthetic import sample
@@ -57,3 +57,21 @@ def test_a_sheet_of_slices_gets_no_class(grid):
     assert series.ood_score < sheet.ood_score
     (again,) = analyse(classifier, [sheet.slice])
     assert again.slice.notes == sheet.slice.notes
+
+
+@pytest.mark.parametrize("kind", ["PNG", "DICOM"])
+def test_what_shows_no_head_gets_no_class_whatever_the_gate_says(kind):
+    base = load_settings(DEFAULT_PATH)
+    classifier = load_classifier(base.model.id, base.model.directory, base.model.engine)
+    # A gate that accepts everything, as another model's may accept black.
+    lenient = replace(classifier.rule.gate, limits=(1e9, 1e9))
+    classifier = Classifier(classifier.card, classifier.engine, replace(classifier.rule, gate=lenient))
+    head = sample("glioma").slice
+    black = replace(head, pixels=np.zeros_like(head.pixels), source_format=kind)
+    seen, empty = analyse(classifier, [head, black])
+    assert (seen.decision != "rejected", seen.slice.notes) == (True, head.notes)
+    assert (empty.decision, empty.label) == ("rejected", None)
+    assert empty.ood_score > empty.ood_threshold > seen.ood_score
+    assert picture_reason(empty.slice.notes) == "The picture is blank or nearly so, with no head to be seen"
+    (again,) = analyse(classifier, [empty.slice])
+    assert again.slice.notes == empty.slice.notes

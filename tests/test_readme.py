@@ -72,6 +72,19 @@ def test_readme_command(command, workplace):
         assert any(output.iterdir())
 
 
+def test_help_is_written_for_who_reads_it():
+    from typer.main import get_command
+
+    from brainmri.cli import app
+
+    def helps(command):
+        yield command.help or ""
+        for part in getattr(command, "commands", {}).values():
+            yield from helps(part)
+
+    assert [text for text in helps(get_command(app)) if "``" in text or "module" in text] == []
+
+
 def test_readme_links_and_pictures_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).exists(), target

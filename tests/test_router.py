@@ -19,6 +19,10 @@ import pytest
 from conftest import PASSWORD, free_port
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from streamlit.testing.v1 import AppTest
+
+from brainmri import accounts
+from brainmri.ui import state
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGN_IN_FORMS = {"sign_in", "sign_up"}
@@ -130,6 +134,8 @@ def test_a_server_listens_on_this_machine_only(fresh_server):
         ("model: {id: tiny}\naccounts: {signup: maybe}", "'accounts.signup' is 'maybe'"),
         ("model: {id: tiny}\ndatabase: {url: 'nonsense'}", "check database.url"),
         ("model: [", "not valid YAML"),
+        ("model: {id: tiny}\naccounts: {key_file: config.yaml/key}", "or name another file in accounts.key_file"),
+        ("model: {id: tiny}\nuploads: {directory: config.yaml}", "correct 'uploads.directory'"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_no_server(tmp_path, config, says):
@@ -144,6 +150,25 @@ def test_a_wrong_configuration_is_one_line_and_no_server(tmp_path, config, says)
     assert says in line
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.parametrize(
+    ("role", "says"),
+    [
+        ("reader", "not open to the role “reader”, only to “radiologist”; ask an administrator."),
+        ("admin", "not open to the role “admin”, only to “radiologist”."),
+    ],
+)
+def test_who_is_turned_away_reads_whom_the_page_is_for(make_user, role, says):
+    def turned_away():
+        from brainmri.ui import auth
+
+        auth.refusal_page(("radiologist",))
+
+    page = AppTest.from_function(turned_away)
+    page.session_state[state.SESSION_KEY] = accounts.start_session(state.database(), make_user(role).id, days=1)
+    page.run()
+    assert page.info[0].value.endswith(says)
 
 
 # --- in a real browser -------------------------------------------------------------------------------------------
@@ -219,6 +244,8 @@ def test_the_walk_through_the_gate(context, address, server_folder):
         assert page.title() == "Overview · Brain MRI"
         assert page.get_by_text("Page not found").count() == 0
         assert page.get_by_test_id("stSidebarNavLink").filter(has_text="Overview").count() == 1
+    page.goto(f"{address}/pacs")
+    page.get_by_text("not open to the role “admin”, only to “radiologist”.").wait_for()
     page.goto(f"{address}/account")
     page.get_by_role("heading", name="Account").wait_for()
     page.get_by_test_id("stSidebarNavLink").filter(has_text="Users").click()

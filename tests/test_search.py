@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SCRIPTS, script
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -88,6 +89,7 @@ rows:
         assert 0 <= row["test_accuracy"] <= 1
         assert 0 <= row["lgg_auc_post"] <= 1
         assert row["epochs"] == 1
+        assert row["test_accuracy"] == round(round(row["test_accuracy"] * 12) / 12, 6)  # tables round, the log does not
     stamp = (tmp_path / "runs" / "first" / "first.keras").stat().st_mtime_ns
     (tmp_path / "runs" / "second" / "row.json").unlink()  # as if killed before it was measured
     again = search.run_search(tmp_path / "kaggle", tmp_path / "runs", **options)
@@ -146,3 +148,21 @@ def test_training_the_table_keeps_the_rows_of_whole_networks(tmp_path, monkeypat
     rows = pd.read_csv(log)
     assert list(rows["name"]) == ["plain", "other", "vgg16-brainmri", "vgg16-brainmri, mirrored"]
     assert list(rows["val_accuracy"]) == [0.4, 0.9, 0.5, 0.5]
+
+
+def test_networks_measured_before_keep_their_rows_and_no_recipes_are_mixed(tmp_path):
+    fit, log = script("training_fit", SCRIPTS), tmp_path / "training_fit.csv"
+    assert fit.read_log(log, "release").empty
+    first = fit.joined(fit.read_log(log, "release"), {"a": {"accuracy": 0.911528, "lgg": 0.9}})
+    assert list(first.index) == ["accuracy", "lgg"]
+    first.to_csv(log, index_label="figure")  # as earlier versions wrote it: measured with release
+    table = fit.joined(fit.read_log(log, "release"), {"b": {"accuracy": 0.5, "elsewhere": 0.7}})
+    assert list(table.index) == ["accuracy", "lgg", "elsewhere"]
+    assert table.loc["lgg", "a"] == 0.9
+    assert np.isnan(table.loc["lgg", "b"])
+    with pytest.raises(SystemExit, match="measured with --recipe release"):
+        fit.read_log(log, "elsewhere")
+    fit.write_log(log, "elsewhere", table)
+    pd.testing.assert_frame_equal(fit.read_log(log, "elsewhere"), table, check_names=False)
+    with pytest.raises(SystemExit, match="measured with --recipe elsewhere"):
+        fit.read_log(log, "release")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,6 +48,7 @@ def make(tiny_models):
         made.append(BatchingClassifier(Classifier(real.card, engine or real.engine, real.rule, "why"), **options))
         return made[-1]
 
+    build.made = made
     yield build
     for classifier in made:
         if isinstance(classifier.engine, SlowEngine):
@@ -77,7 +80,7 @@ def test_concurrent_calls_share_a_pass(make, slices):
         first = pool.submit(classifier.predict, slices[:1])
         assert engine.started.wait(10)
         others = [pool.submit(classifier.predict, [s]) for s in slices[1:12]]
-        while classifier._n_waiting < 11:
+        while classifier._queue.n_waiting < 11:
             time.sleep(0.001)
         engine.go.set()
         assert first.result(10).logits.shape == (1, 4)
@@ -93,7 +96,7 @@ def test_a_full_queue_refuses_at_once(make, slices):
         running = [pool.submit(classifier.predict, slices[:1])]
         assert engine.started.wait(10)
         running += [pool.submit(classifier.predict, [s]) for s in slices[1:4]]
-        while classifier._n_waiting < 3:
+        while classifier._queue.n_waiting < 3:
             time.sleep(0.001)
         start = time.perf_counter()
         with pytest.raises(BusyError, match="busy: 3 slices wait"):
@@ -129,6 +132,25 @@ def test_closed(make, slices):
     classifier.close()
     with pytest.raises(BusyError, match="shutting down"):
         classifier.predict(slices[:1])
+
+
+def test_a_classifier_that_nobody_holds_leaves_memory_with_its_thread(make, slices):
+    engine = SlowEngine()
+    held, thread = [], make(engine)._thread
+    gone = weakref.ref(engine)
+    held.append(make.made.pop())
+    del engine
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: held.pop().predict(slices[:1]).logits.shape)
+        assert gone().started.wait(10)
+        gc.collect()
+        assert thread.is_alive()  # who asked is answered first
+        gone().go.set()
+        assert running.result(10) == (1, 4)
+    thread.join(10)
+    gc.collect()
+    assert not thread.is_alive()
+    assert gone() is None
 
 
 def test_memory_stays_flat(make, slices):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import UTC, datetime
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -45,7 +46,7 @@ def page():
 
 
 def test_a_page_is_usable_while_the_model_loads_once_for_all_sessions(loader):
-    sessions = [AppTest.from_function(page).run() for _ in range(3)]
+    sessions = [AppTest.from_function(page, default_timeout=30).run() for _ in range(3)]
     assert [s.markdown[0].value for s in sessions] == ["ready: False"] * 3
     loader.go.set()
     assert state.classifier() == "classifier tiny"
@@ -61,8 +62,11 @@ def test_a_model_that_fails_is_tried_again_and_leaves_the_others_alone(loader):
         with pytest.raises(ModelError, match="no card"):
             state.classifier("other")
     assert not state.classifier_ready("other")
+    assert state.classifier_failure("other") == "no card"
+    assert state.classifier_failure() is None
     loader.error = None
     assert state.classifier("other") == "classifier other"
+    assert state.classifier_failure("other") is None
     assert [name for name, _ in loader.calls].count("tiny") == 1
 
 
@@ -80,6 +84,24 @@ def test_a_model_trained_anew_is_loaded_anew(loader, app_settings, monkeypatch, 
     os.utime(card, (1, 1))
     state.classifier()
     assert len(loader.calls) == 2
+
+
+def test_the_model_that_nobody_asked_for_the_longest_goes_first_and_never_the_configured_one(loader):
+    loader.go.set()
+    for name in ("tiny", "a", "b", "c", "a", "d", "e"):
+        state.classifier(name)
+    assert [key[0] for key in state._LOADING] == ["tiny", "a", "d", "e"]
+    state.classifier()
+    assert [name for name, _ in loader.calls] == ["tiny", "a", "b", "c", "d", "e"]
+
+
+def test_names_that_a_spreadsheet_would_run_are_text_in_the_list_of_cases():
+    from brainmri.storage import Record
+    from brainmri.ui.history import _table
+
+    record = Record(id=1, user_id=1, name="=cmd()", label=None, decision="undecided", created_at=datetime.now(UTC))
+    table = _table([record], {1: "@reader", 2: "other"})
+    assert (table["Name"][0], table["Owner"][0]) == ("'=cmd()", "'@reader")
 
 
 def test_the_database_is_opened_once_and_names_the_set_up_code(app_settings, capsys):

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import types
+import unicodedata
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,10 +25,12 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from dicom_maker import dicom
 from PIL import Image
 
 from brainmri import accounts, config, imaging, storage
 from brainmri.accounts import GUEST
+from brainmri.dicom import read_slices
 from brainmri.errors import PermissionDeniedError, StorageError
 from brainmri.storage import Base, Database, Record
 from brainmri.types import Analysis, CropTransform
@@ -198,6 +201,15 @@ def test_a_missing_driver_says_how_to_install_it(monkeypatch):
         Database("postgresql+psycopg://u:secret@127.0.0.1:1/x")
 
 
+def test_a_database_of_a_newer_version_is_one_line(database, database_url):
+    with database.write() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StorageError, match=r"made by a newer version than this one.*'9999'.*; install that version"):
+        Database(database_url)
+    with database.read() as session:
+        assert session.scalar(sa.text("SELECT version_num FROM alembic_version")) == "9999"
+
+
 # --- saving ------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +366,25 @@ def test_a_file_changed_or_missing_on_disk_is_refused(database, settings, reader
     path.unlink()
     with pytest.raises(StorageError, match="cannot be read"):
         storage.load_slice(settings, record)
+
+
+def test_a_damaged_file_is_mended_by_saving_it_again(database, settings, reader):
+    content = picture()
+    first = storage.save_record(database, settings, reader, analysis(content), content)
+    (settings.uploads.directory / first.file_sha256).write_bytes(b"damaged")
+    second = storage.save_record(database, settings, reader, analysis(content), content)
+    assert storage.read_file(settings, first) == storage.read_file(settings, second) == content
+    assert files(settings) == [first.file_sha256]
+
+
+def test_a_kept_dicom_file_stays_readable_under_lower_limits(database, settings, reader):
+    (given,) = read_slices(dicom(), "a.dcm", settings)
+    record = storage.save_record(database, settings, reader, replace(analysis(picture()), slice=given), None)
+    low = {"dicom": {"max_archive_mb": 1e-4}, "uploads": {"max_size_mb": 1e-4, "max_pixels": 10}}
+    lowered = settings.model_copy(update={k: getattr(settings, k).model_copy(update=v) for k, v in low.items()})
+    loaded = storage.load_slice(lowered, record)
+    np.testing.assert_array_equal(loaded.pixels, given.pixels)
+    assert loaded.notes == given.notes
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------
@@ -522,13 +553,25 @@ def test_what_a_killed_process_left_behind_is_swept(database, settings, reader):
     (folder / f"{'1' * 64}.2.deleted").write_bytes(b"gone")  # killed after deleting
     (folder / f"{'2' * 64}.3.tmp").write_bytes(b"under way")
     (folder / "mine.txt").write_bytes(b"someone else's")
+    (folder / ("3" * 64)).write_bytes(b"of another database")
+    (folder / ("4" * 64)).write_bytes(b"no record came of it")  # killed before the commit
+    (folder / f"{'4' * 64}.4.new").touch()
+    (folder / f"{record.file_sha256}.5.new").touch()  # killed after the commit
     old = time.time() - 2 * storage.STALE_FILE_SECONDS
     for path in folder.iterdir():
         if "under way" not in path.read_bytes().decode("latin-1"):
             os.utime(path, (old, old))
-    assert storage.sweep_uploads(database, settings) == 3
-    assert files(settings) == sorted([f"{'2' * 64}.3.tmp", "mine.txt", record.file_sha256])
+    assert storage.sweep_uploads(database, settings) == 5
+    assert files(settings) == sorted([f"{'2' * 64}.3.tmp", "mine.txt", "3" * 64, record.file_sha256])
     assert storage.read_file(settings, record) == content
+
+
+def test_an_image_bears_a_mark_until_its_record_is_committed(database, settings, reader, monkeypatch):
+    seen, content = [], picture()
+    monkeypatch.setattr(storage, "sync_folder", lambda folder: seen.extend(p.suffix for p in folder.iterdir()))
+    record = storage.save_record(database, settings, reader, analysis(content), content)
+    assert sorted(seen) == ["", ".new"]
+    assert files(settings) == [record.file_sha256]
 
 
 # --- who sees what -----------------------------------------------------------------------------------------------
@@ -588,6 +631,18 @@ def test_search_filters_and_pages(database, settings, reader):
     assert find(since=stamps[1]) == names[:3:-1]
     assert find(until=stamps[3]) == names[1::-1]
     assert find(since=stamps[1].astimezone(None)) == names[:3:-1]
+
+
+def test_search_finds_a_name_however_its_accents_are_written(database, settings, reader, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "search_key", str.casefold)  # as rows were kept before
+        for seed, form in enumerate(("NFC", "NFD")):
+            name = unicodedata.normalize(form, "Müller.png")
+            storage.save_record(database, settings, reader, analysis(picture(seed), name), None)
+    storage.save_record(database, settings, reader, analysis(picture(2), unicodedata.normalize("NFD", "Müller")), None)
+    for form in ("NFC", "NFD"):
+        text = unicodedata.normalize(form, "MÜLLER")
+        assert storage.find_records(database, reader, text=text).total == 3
 
 
 @pytest.fixture

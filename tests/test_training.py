@@ -18,6 +18,7 @@ from PIL import Image
 
 from brainmri import augment, recipes, teacher, training, views
 from brainmri.errors import ConfigError, DataError
+from brainmri.imaging import PREPROCESSING
 from brainmri.types import CLASS_NAMES
 
 NONE = CLASS_NAMES.index("notumor")
@@ -71,7 +72,7 @@ def test_shipped_recipes_are_valid():
             table = pd.read_csv(views.SPLITS_DIRECTORY / source.manifest, dtype=str)
             assert "train" in set(table[source.split_column])
     pupil, teacher_of_it = recipes.load_recipe("patient"), recipes.load_recipe("patient-teacher")
-    some = SimpleNamespace(images=np.empty((1, 192, 192)))
+    some = SimpleNamespace(sha256="of both")
     shared = {
         views.Views(some, recipe, stage, 192, first=first, directory=Path("kept")).directory
         for recipe in (pupil, teacher_of_it.model_copy(update={"seed": 12}))
@@ -520,7 +521,8 @@ def test_processes_draw_the_same_views_and_a_folder_keeps_them(collection, tmp_p
     kept = views.load_training_set(recipe, collection.parent, "train", directory=tmp_path, workers=2)
     kept.save(next(tmp_path.glob("train-*")))  # as a run beside it would, a little later
     assert [p.name.split("-")[0] for p in tmp_path.iterdir()] == ["train"]
-    opened = views.load_training_set(recipe, collection.parent / "gone", "train", directory=tmp_path)
+    monkeypatch.setattr(views, "_load", None)  # nothing is read again
+    opened = views.load_training_set(recipe, collection.parent, "train", directory=tmp_path)
     for other in (kept, opened):
         for name in ("images", "masks", "targets", "group", "outlined"):
             np.testing.assert_array_equal(getattr(data, name), getattr(other, name))
@@ -540,6 +542,49 @@ def test_processes_draw_the_same_views_and_a_folder_keeps_them(collection, tmp_p
     assert views.Views(data, seeded, stage, 32, directory=tmp_path).directory != file.parent
     same = seeded.model_copy(update={"view_seed": recipe.seed})
     assert views.Views(data, same, stage, 32, directory=tmp_path).directory == file.parent
+
+
+def test_kept_slices_are_those_of_the_manifest_and_the_data(collection, tmp_path, monkeypatch):
+    """A split made anew, or another copy of the data, is read: what was a test image must not stay a training image."""
+    table = pd.read_csv(collection, dtype=str, keep_default_na=False)
+    table.to_csv(tmp_path / "m.csv", index=False)
+    recipe, kept = _recipe(tmp_path / "m.csv"), {"directory": tmp_path / "kept"}
+    before = views.load_training_set(recipe, collection.parent, "train", **kept)
+    swapped = table.assign(split=table["split"].map({"train": "val", "val": "train"}))
+    swapped.to_csv(tmp_path / "m.csv", index=False)
+    after = views.load_training_set(recipe, collection.parent, "train", **kept)
+    assert (len(before.images), len(after.images)) == (20, 4)
+    table.to_csv(tmp_path / "m.csv", index=False)
+    assert len(views.load_training_set(recipe, collection.parent, "train", **kept).images) == 20
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    other = tmp_path / "other"
+    other.symlink_to(collection.parent)  # the same folder by another name
+    views.load_training_set(recipe, other, "train", **kept)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    held_out = views.load_training_set(recipe, collection.parent, "val", **kept)
+    monkeypatch.setattr(views, "clean_leaks", lambda: pd.DataFrame({"path": ["20.png"]}))
+    fewer = views.load_training_set(recipe, collection.parent, "val", **kept)
+    assert (len(held_out.images), len(fewer.images)) == (4, 3)
+    monkeypatch.setattr(views, "PREPROCESSING", "preprocess-128-another")
+    monkeypatch.setattr(views, "_load", lambda *a: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        views.load_training_set(recipe, collection.parent, "train", **kept)
+    with pytest.raises(DataError, match="manifest cannot be read"):
+        views.load_training_set(_recipe(tmp_path / "gone.csv"), collection.parent, "train", **kept)
+
+
+def test_drawn_views_are_those_of_the_slices(collection, tmp_path):
+    plain = _recipe(collection, augmentation="brightness_contrast")
+    outlined = plain.model_copy(update={"mask_weight": 1.0})  # its views are the same but for the outlines
+    folders = set()
+    for recipe in (plain, outlined):
+        data = views.load_training_set(recipe, collection.parent, "train")
+        folders.add(views.Views(data, recipe, recipe.stages[0], 32, directory=tmp_path).directory)
+    images = data.images.copy()
+    images[3, 80, 80] += 1
+    changed = replace(data, images=images)
+    folders.add(views.Views(changed, outlined, outlined.stages[0], 32, directory=tmp_path).directory)
+    assert len(folders) == 3
 
 
 def test_mild_views_grow_where_every_epoch_is_fresh(collection):
@@ -574,6 +619,26 @@ def test_recipes_that_could_not_be_trained_are_refused(collection, tmp_path, wro
     (tmp_path / "r.yaml").write_text(lines if wrong else "")
     with pytest.raises(ConfigError, match=wrong.split(":")[0] or "valid dictionary"):
         recipes.load_recipe(str(tmp_path / "r.yaml"))
+
+
+def _sizes(*stages) -> list[dict]:
+    return [{"input_size": size, "epochs": 1, "learning_rate": 1e-3, "averaged": mean} for size, mean in stages]
+
+
+@pytest.mark.parametrize("sizes", [(64, 96), (96, 64), (128, 160), (32, 96, 128)])
+def test_stages_that_the_dense_kernel_does_not_fit_are_refused(collection, sizes):
+    with pytest.raises(ValueError, match=f"from {sizes[-2]} to {sizes[-1]} px the dense kernel"):
+        _recipe(collection, stages=_sizes(*((size, False) for size in sizes)))
+    _recipe(collection, stages=_sizes(*((size, True) for size in sizes)))
+    teacher_of_it = {"architecture": "efficientnet-lite2", "stages": _sizes(*((size, False) for size in sizes))}
+    _recipe(collection, **teacher_of_it)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+@pytest.mark.parametrize("stages", [((64, True), (96, False)), ((96, False), (64, True)), ((96, False), (32, False))])
+def test_stages_of_other_sizes_that_fit_are_trained(collection, tmp_path, stages):
+    network = training.train(_recipe(collection, stages=_sizes(*stages)), collection.parent, tmp_path)
+    assert network.input_shape[1] == stages[-1][0]
 
 
 def test_a_start_that_would_not_be_used_is_refused(collection, tmp_path):
@@ -802,6 +867,30 @@ def test_resumed_run_is_the_unbroken_run(collection, tmp_path):
 
 
 @pytest.mark.usefixtures("tiny_blocks")
+def test_a_run_does_not_go_on_with_another_manifest(collection, tmp_path):
+    table = pd.read_csv(collection, dtype=str, keep_default_na=False)
+    manifest, run = tmp_path / "m.csv", tmp_path / "run"
+    table.to_csv(manifest, index=False)
+
+    def stop(event):
+        if "loss" in event:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        training.train(_recipe(manifest), collection.parent, run, report=stop)
+    table.assign(split=table["split"].replace("val", "test").mask(table.index < 4, "val")).to_csv(manifest, index=False)
+    before = (run / "state.json").read_text()
+    with pytest.raises(ConfigError, match=r"was begun with other contents of m\.csv; put those back"):
+        training.train(_recipe(manifest), collection.parent, run, resume=True)
+    assert (run / "state.json").read_text() == before
+    state = training.json.loads(before)
+    del state["manifests"]  # of an earlier version
+    (run / "state.json").write_text(training.json.dumps(state))
+    training.train(_recipe(manifest), collection.parent, run, resume=True)
+    assert len(pd.read_csv(run / "history.csv")) == 2
+
+
+@pytest.mark.usefixtures("tiny_blocks")
 def test_cached_features_train_like_the_frozen_network(collection, tmp_path):
     changes = {"normalised_blocks": [], "frozen_blocks": [1, 2, 3, 4], "augmentation": "none", "schedule": "constant"}
     plain = training.train(_recipe(collection, **changes), collection.parent, tmp_path / "plain")
@@ -876,6 +965,40 @@ def test_a_card_names_all_that_its_run_builds_on(collection, tmp_path, monkeypat
         ("oldest", "taught", 5),
     ]
     assert taught[-1]["weights_sha256"] == "def"
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_a_card_names_the_weights_that_each_run_began_from(collection, tmp_path, monkeypatch):
+    from brainmri.model import build_network, sha256_of
+
+    arrays = {}
+    for layer in (x for x in build_network(input_size=32).layers if "_conv" in x.name):
+        arrays |= {f"{layer.name}/{part}": np.asarray(getattr(layer, part)) for part in ("kernel", "bias")}
+    file, later = tmp_path / "vgg16.npz", tmp_path / "later.npz"
+    np.savez(file, **arrays)
+    np.savez(later, **{name: values + 1 for name, values in arrays.items()})
+    stage = {"input_size": 32, "epochs": 1, "learning_rate": 1e-3}
+    oldest = _recipe(collection, name="oldest", imagenet_blocks=[1], normalised_blocks=[2], stages=[stage, stage])
+    recipe = _recipe(collection, continues="oldest", stages=[stage])
+    monkeypatch.setattr(training, "load_recipe", {"oldest": oldest}.__getitem__)
+
+    def stop(event):
+        if "loss" in event:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        training.train(recipe, collection.parent, tmp_path / "run", weights=str(file), report=stop)
+    training.train(recipe, collection.parent, tmp_path / "run", weights=str(later), resume=True)  # not used any more
+    facts = training.card_facts(recipe, tmp_path / "run", collection.parent)
+    assert "weights" not in facts["recipe"]
+    (step,) = facts["recipe"]["lineage"]
+    assert step["weights"] == {"name": "vgg16.npz", "sha256": sha256_of(file)}
+    own = training.card_facts(oldest, tmp_path / "run" / "oldest", collection.parent)
+    assert own["recipe"]["weights"] == step["weights"]
+    assert own["preprocessing"]["version"] == PREPROCESSING
+    card = SimpleNamespace(recipe=own["recipe"], weights_sha256="abc")
+    (given,) = training.lineage(recipe, tmp_path / "run", start=card)
+    assert given["weights"] == step["weights"]
 
 
 @pytest.mark.usefixtures("tiny_blocks")

@@ -10,7 +10,12 @@ import typer
 
 from brainmri.errors import BrainMRIError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Sort brain-MRI slices, show how far an answer can be trusted, keep records. Research use only, no diagnosis.",
+    pretty_exceptions_enable=False,
+)
 
 # Every module of this folder adds its commands to `app`; heavy packages are imported when a command runs.
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):

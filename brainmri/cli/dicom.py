@@ -13,7 +13,7 @@ from brainmri.errors import InvalidDicomError
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(no_args_is_help=True, help=__doc__)
+    group = typer.Typer(no_args_is_help=True, help="Look into DICOM: its series, the formats read, damaged files.")
     group.command("show")(show)
     group.command("table")(table)
     group.command("fuzz")(fuzz)

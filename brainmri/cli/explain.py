@@ -43,7 +43,7 @@ def explain(
 
     from brainmri.cli.predict import find_files
     from brainmri.config import load_settings
-    from brainmri.errors import BrainMRIError
+    from brainmri.errors import BrainMRIError, ExplanationError
     from brainmri.explain import METHODS, find_method
     from brainmri.explain import explain as explain_slices
     from brainmri.explain.base import class_index
@@ -53,6 +53,8 @@ def explain(
 
     settings = load_settings()
     methods = list(METHODS) if method == "all" else [m.strip() for m in method.split(",") if m.strip()]
+    if not methods:
+        raise ExplanationError(f"--method {method!r} names no method; methods: {', '.join(METHODS)}, or 'all'")
     targets = [t.strip() for t in target_class.split(",")] if target_class else [None]
     # A misspelt name is said before anything is loaded.
     for name in methods:

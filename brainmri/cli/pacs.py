@@ -13,7 +13,7 @@ _SERVER = Annotated[str | None, typer.Option("--server", help="Name under pacs.s
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(no_args_is_help=True, help=__doc__)
+    group = typer.Typer(no_args_is_help=True, help="Verify a connection, search an archive, listen to what it sends.")
     group.command("echo")(echo)
     group.command("find")(find)
     group.command("listen")(listen)

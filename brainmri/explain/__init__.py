@@ -7,6 +7,7 @@ there is no positive evidence. None of them is a segmentation.
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,8 @@ METHODS: Mapping[str, Method] = {
 
 __all__ = ["CONVOLUTIONS", "METHODS", "Batch", "Explainer", "Method", "explain", "explainer_of", "find_method"]
 
-_explainers: weakref.WeakKeyDictionary[Any, Explainer] = weakref.WeakKeyDictionary()
+_explainers: weakref.WeakKeyDictionary[Classifier, Explainer] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
 
 
 def find_method(name: str) -> Method:
@@ -67,13 +69,14 @@ def find_method(name: str) -> Method:
 
 def explainer_of(classifier: Classifier, directory: Path | str | None = None) -> Explainer:
     """The explainer bound to a classifier; made once. ``directory`` (of its weights) defaults to the settings'."""
-    if classifier not in _explainers:
-        if directory is None:
-            from brainmri.config import load_settings
+    with _making:
+        if classifier not in _explainers:
+            if directory is None:
+                from brainmri.config import load_settings
 
-            directory = load_settings().model.directory
-        _explainers[classifier] = Explainer.of(classifier, directory)
-    return _explainers[classifier]
+                directory = load_settings().model.directory
+            _explainers[classifier] = Explainer.of(classifier, directory)
+        return _explainers[classifier]
 
 
 def explain(

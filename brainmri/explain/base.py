@@ -77,15 +77,16 @@ class Explainer:
     @classmethod
     def of(cls, classifier: Classifier, directory: Path | str, *, precision: str = "float32") -> Explainer:
         """Bind to a classifier whose weights lie in ``directory``; gradients in ``float32`` or ``bfloat16``."""
+        card, engine = classifier.card, classifier.engine  # not the classifier: `explainer_of` lets go of it
 
         def gradients() -> GradientNetwork:
             from brainmri.explain.gradients import GradientNetwork
             from brainmri.model import load_network
 
-            network = getattr(classifier.engine, "network", None)
-            return GradientNetwork(network or load_network(classifier.card, directory), precision=precision)
+            network = getattr(engine, "network", None)
+            return GradientNetwork(network or load_network(card, directory), precision=precision)
 
-        return cls(classifier.engine.forward, lambda: Head.load(classifier.card, directory), gradients)
+        return cls(engine.forward, lambda: Head.load(card, directory), gradients)
 
     @classmethod
     def of_network(cls, network, *, precision: str = "float32") -> Explainer:
@@ -217,18 +218,20 @@ def class_index(target_class: str | int) -> int:
 
 
 def normalise(grid: np.ndarray, percentile: float = 100.0) -> np.ndarray:
-    """Positive part of a raw map over its maximum (or percentile), clipped to [0, 1].
+    """Positive part of a raw map over its maximum (or percentile).
 
     Returns
     -------
     ndarray of ``grid``'s shape, float32
-        All zeros where nothing is positive; what is not finite counts as no evidence.
+        At least 0, above 1 past the percentile; all zeros where nothing is positive. What is not finite counts as no
+        evidence.
     """
     positive = np.where(np.isfinite(grid), np.maximum(grid, 0), 0).astype(np.float64)
     top = positive.max(initial=0.0)
     if percentile < 100 and top > 0:
         top = np.percentile(positive, percentile) or top
-    return np.zeros(grid.shape, np.float32) if top <= 0 else np.minimum(positive / top, 1).astype(np.float32)
+    # A percentile may be next to nothing; interpolation needs values that stay finite in float32.
+    return np.zeros(grid.shape, np.float32) if top <= 0 else np.minimum(positive / top, 1e30).astype(np.float32)
 
 
 def draw(
@@ -241,11 +244,11 @@ def draw(
     saliency_map : ndarray of ``shape``, float32
         In [0, 1].
     peak : (row, column) or None
-        Of its maximum, original pixels; None for an all-zero map.
+        Of its maximum before all above the percentile became 1, original pixels; None for an all-zero map.
     """
-    saliency_map = np.clip(transform.to_original(normalise(grid, percentile), shape), 0, 1)
-    row, column = divmod(int(saliency_map.argmax()), shape[1])
-    return saliency_map, (row, column) if saliency_map[row, column] > 0 else None
+    laid = transform.to_original(normalise(grid, percentile), shape)
+    row, column = divmod(int(laid.argmax()), shape[1])
+    return np.clip(laid, 0, 1), (row, column) if laid[row, column] > 0 else None
 
 
 def upsampling_matrix(size: int, cells: int) -> np.ndarray:

@@ -11,7 +11,9 @@ import numpy as np
 
 from brainmri.errors import ExplanationError
 from brainmri.explain import METHODS
+from brainmri.explain.base import PIXELS
 from brainmri.explain.colour import DEFAULT_COLOUR_MAP, overlay
+from brainmri.model import FEATURE_LAYER
 from brainmri.types import CLASS_TITLES, Analysis, Explanation
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ON_A_PAGE = 4
+_LONGEST_NAME = 70
 NOTICE = "For research and teaching only. A map shows where a score comes from; it is not the outline of a lesion."
 
 
@@ -39,6 +42,11 @@ def answer(analysis: Analysis) -> str:
         return "Rejected: not a brain MRI"
     verdict = CLASS_TITLES[analysis.label] if analysis.label else "Undecided"
     return f"{verdict} ({shown})"
+
+
+def layer_note(explanation: Explanation) -> str:
+    """After a comma the layer, where it is not the one that maps are made of by default; else nothing."""
+    return "" if explanation.layer_name in (FEATURE_LAYER, PIXELS) else f", {explanation.layer_name}"
 
 
 def explanation_panel(
@@ -106,9 +114,10 @@ def explanation_page(
 
     def write(x: float, y: float, words: str, **style: Any) -> None:
         """Text whose top left is x, y inches from the page's."""
-        figure.text(x / width, 1 - y / height, words, **{"va": "top", "fontsize": 8.5, **style})
+        style = {"va": "top", "fontsize": 8.5, **style}
+        figure.text(x / width, 1 - y / height, words, parse_math=False, **style)  # a file's name may hold two $
 
-    headline, *more = heading or (analysis.slice.name,)
+    headline, *more = heading or (_short(analysis.slice.name),)
     write(margin, 0.42, headline, fontsize=14, fontweight="bold")
     for number, sentence in enumerate((*more, answer(analysis))):
         write(margin, 0.74 + 0.25 * number, sentence, fontsize=11)
@@ -204,6 +213,12 @@ def as_npz(analysis: Analysis, explanations: Sequence[Explanation]) -> bytes:
     return buffer.getvalue()
 
 
+def _short(name: str) -> str:
+    """On one line of the page; of a long name, beginning and end."""
+    name = " ".join(name.split())
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 20]}…{name[-19:]}"
+
+
 def _figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -232,7 +247,9 @@ def _draw(
         axes.imshow(drawn, aspect=row_mm / column_mm)
         where = "" if explanation.peak else "\nno positive evidence"
         axes.set_title(
-            f"{METHODS[explanation.method].title}\nfor {CLASS_TITLES[explanation.target_class]}{where}", fontsize=9
+            f"{METHODS[explanation.method].title}{layer_note(explanation)}\n"
+            f"for {CLASS_TITLES[explanation.target_class]}{where}",
+            fontsize=9,
         )
     axes.autoscale(False)
     if mask is not None and mask.any():

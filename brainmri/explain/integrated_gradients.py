@@ -18,7 +18,7 @@ STEPS = 32
 def grids(
     explainer: Explainer, batch: Batch, targets: np.ndarray, layer_name: str, *, seed: int = 0, steps: int = STEPS
 ) -> np.ndarray:
-    """Signed attributions (n, size, size), float32, that sum to logit(slice) - logit(black picture).
+    """Signed attributions (n, size, size), float32, that sum to nearly logit(slice) - logit(black picture).
 
     The baseline is black: what surrounds every head, and the lowest value of the network's input.
     """
@@ -32,7 +32,8 @@ METHOD = Method(
     "integrated-gradients",
     "Integrated Gradients",
     grids,
-    "Shares the class's score out among the pixels, compared with a black picture; the shares add up to the score.",
+    "Shares the class's score out among the pixels: positive and negative shares add up, nearly, to the difference "
+    "from a black picture's score; only the positive ones are drawn.",
     "Black pixels can never get a share, so dark tissue that matters stays dark, and single pixels are noisy: look "
     "at where they gather.",
     "Sundararajan et al., ICML 2017, arXiv:1703.01365",

@@ -42,7 +42,7 @@ def cascade(network: keras.Model, seed: int = 0) -> Iterator[tuple[str, keras.Mo
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps; 0 where one of them is constant, as it says nothing then."""
+    """Spearman's rank correlation of two maps; NaN where one of them is constant (empty, say), which has no ranks."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
+        return float("nan")
     return float(stats.spearmanr(first.ravel(), second.ravel()).statistic)

@@ -10,6 +10,7 @@ References
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import log_softmax
 
 from brainmri.explain.base import Batch, Explainer, Method, upsampling_matrix
 from brainmri.model import FEATURE_LAYER
@@ -27,10 +28,12 @@ def grids(
     seed: int = 0,
     channels: int | None = CHANNELS,
 ) -> np.ndarray:
-    """Raw maps (n, rows, columns), float32, >= 0.
+    """Raw maps (n, rows, columns), float32, >= 0, up to a factor of each slice's own.
 
-    As in the paper and in tf-keras-vis a channel's weight is the target's softmax over the logits of the masked
-    picture, that is, its logit relative to the other classes': what a mask does to all logits alike cancels.
+    As in tf-keras-vis a channel's weight is the target's softmax over the logits of the masked picture, that is, its
+    logit relative to the other classes': what a mask does to all logits alike cancels. The paper instead compares the
+    target's score with that of a baseline picture and takes a softmax over the channels. The largest weight counts as
+    1: where every probability is next to nothing, they would all be 0 in float32, and the map empty.
     """
     if layer_name == FEATURE_LAYER:
         activations = batch.feature_maps
@@ -47,9 +50,8 @@ def grids(
         masks = np.einsum("yr,rck,xc->kyx", down, maps, across, optimize=True)
         low, high = masks.min(axis=(1, 2), keepdims=True), masks.max(axis=(1, 2), keepdims=True)
         logits = explainer.logits(batch.inputs[i] * ((masks - low) / (high - low + 1e-7)))
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-        weights = exponents[:, targets[i]] / exponents.sum(axis=1)
-        result[i] = np.maximum(maps @ weights, 0)
+        logarithms = log_softmax(logits.astype(np.float64), axis=1)[:, targets[i]]
+        result[i] = np.maximum(maps @ np.exp(logarithms - logarithms.max()), 0)
     return result
 
 
@@ -61,5 +63,5 @@ METHOD = Method(
     "how much of the class is left.",
     "Masked pictures look unlike any scan, so a weight may say more about the mask's shape than about the tissue, "
     "and the map changes little from class to class.",
-    "Wang et al., CVPRW 2020, arXiv:1910.01279",
+    "Wang et al., CVPRW 2020, arXiv:1910.01279; weights as in tf-keras-vis (softmax over the classes)",
 )

@@ -26,7 +26,10 @@ def grids(
     samples: int = SAMPLES,
     noise: float = NOISE,
 ) -> np.ndarray:
-    """Raw maps (n, size, size), float32, >= 0; the same noise for every slice, whatever its batch."""
+    """Raw maps (n, size, size), float32, >= 0; the same noise for every slice, whatever its batch.
+
+    As in tf-keras-vis the sizes of the gradients are averaged; the paper averages them with their signs.
+    """
     generator = np.random.default_rng(seed)
     spread = np.ptp(batch.inputs, axis=(1, 2), keepdims=True) * np.float32(noise)
     total = np.zeros(batch.inputs.shape, np.float64)
@@ -43,7 +46,7 @@ METHOD = Method(
     "Shows how strongly the class's score reacts to a small change of each pixel, averaged over noisy copies.",
     "It shows where the score is sensitive, for or against the class alike, and it likes edges whether or not they "
     "matter.",
-    "Smilkov et al. 2017, arXiv:1706.03825",
+    "Smilkov et al. 2017, arXiv:1706.03825; sizes averaged as in tf-keras-vis, not signed gradients",
     explains_pixels=True,
     percentile=99.5,
 )

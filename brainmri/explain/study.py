@@ -19,8 +19,16 @@ from brainmri.explain import METHODS, Explainer
 from brainmri.explain.base import draw, normalise
 from brainmri.explain.faithfulness import MEASURES as FAITHFULNESS
 from brainmri.explain.faithfulness import faithfulness
+from brainmri.explain.localisation import (
+    FIXED_THRESHOLD,
+    cell_side,
+    centre_blob,
+    localise,
+    mask_file,
+    peak_in_mask_rate,
+    random_grid,
+)
 from brainmri.explain.localisation import MEASURES as LOCALISATION
-from brainmri.explain.localisation import cell_side, centre_blob, localise, mask_file, peak_in_mask_rate, random_grid
 from brainmri.explain.occlusion import CELLS
 from brainmri.explain.sanity import STAGES, cascade, rank_correlation
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, CropTransform
@@ -28,6 +36,7 @@ from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR, CropTransform
 if TYPE_CHECKING:
     import pandas as pd
 
+    from brainmri.evaluation import GroupBootstrap
     from brainmri.inference import Classifier
 
 BASELINES = {"centre": "Centre of the head (baseline)", "random": "Random (baseline)"}
@@ -118,15 +127,15 @@ def run_study(
     Raises
     ------
     DataError
-        No masked image.
+        No masked image, or masks that are missing.
     """
     plan = plan or Plan()
     progress = progress or (lambda _name: lambda _done, _total: None)
     masked = _masked(rows, plan.limit)
     even = _spread(rows, plan.n_faithfulness if plan.limit is None else min(plan.n_faithfulness, plan.limit))
     few = _spread(even, plan.n_sanity)
-    shown = [list(masked["path"]), list(masked["group"].astype(str))]
-    key = json.dumps([classifier.card.weights_sha256, classifier.engine.precision, asdict(plan), *shown])
+    shown = [[list(part["path"]), list(part["group"].astype(str))] for part in (masked, even, few)]
+    key = json.dumps([classifier.card.weights_sha256, classifier.engine.precision, asdict(plan), shown])
     folder = Path(work) / f"{classifier.card.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     explainer = Explainer.of(classifier, directory, precision=plan.precision)
@@ -191,7 +200,15 @@ def measure_peaks(
 def _masked(rows: pd.DataFrame, limit: int | None) -> pd.DataFrame:
     if "mask" not in rows or not (rows["mask"] != "").any():
         raise DataError("no image of this split has a mask; the manifest needs a 'mask' column with paths")
-    return _spread(rows[rows["mask"] != ""], limit)
+    masked = _spread(rows[rows["mask"] != ""], limit)
+    missing = [row.mask for row in masked.itertuples() if not mask_file(row).is_file()]
+    if missing:
+        root = Path(masked["file"].iloc[0][: -len(masked["path"].iloc[0])])
+        raise DataError(
+            f"{len(missing)} of {len(masked)} masks are missing under {root} (first: {missing[0]}); 'brainmri data "
+            "fetch' brings the images alone, docs/model.md says whose outlines these are: put them there"
+        )
+    return masked
 
 
 def _spread(rows: pd.DataFrame, n: int | None) -> pd.DataFrame:
@@ -341,19 +358,15 @@ def _sanity(classifier, directory, rows: pd.DataFrame, plan: Plan, folder: Path,
         else:
             explainer = Explainer.of_network(changed, precision=plan.precision)
             grids = _all_grids(explainer, explainer.batch(inputs), targets, rows["path"], plan, sanity=True)
-            maps = {n: np.stack([normalise(g, METHODS[n].percentile) for g in grid]) for n, grid in grids.items()}
+            maps = {  # as they are drawn
+                name: np.stack([np.minimum(normalise(grid, METHODS[name].percentile), 1) for grid in raw])
+                for name, raw in grids.items()
+            }
             if stage == "intact":
                 found = maps
                 _write_npz(file, maps)
             else:
-                found = {}
-                for name, changed_maps in maps.items():
-                    values = [rank_correlation(a, b) for a, b in zip(before[name], changed_maps, strict=True)]
-                    found[name] = {
-                        "mean": round(float(np.mean(values)), 4),
-                        "interval": bootstrap.mean(np.array(values)),
-                        "all_zero": int(sum(not m.any() for m in changed_maps)),
-                    }
+                found = {name: _stability(before[name], after, bootstrap) for name, after in maps.items()}
                 _write_whole(file, found)
         if stage == "intact":
             before = found
@@ -364,7 +377,18 @@ def _sanity(classifier, directory, rows: pd.DataFrame, plan: Plan, folder: Path,
     return {"n": len(rows), "stages": list(STAGES), "methods": methods}
 
 
-def _bootstrap(groups):
+def _stability(before: np.ndarray, after: np.ndarray, bootstrap: GroupBootstrap) -> dict[str, Any]:
+    """Mean rank correlation of maps with those of the intact network; empty maps have none and are counted."""
+    values = np.array([rank_correlation(a, b) for a, b in zip(before, after, strict=True)])
+    known = np.isfinite(values)
+    return {
+        "mean": round(float(values[known].mean()), 4) if known.any() else None,
+        "interval": bootstrap.mean(values, known, share=False),
+        "all_zero": int((~known).sum()),
+    }
+
+
+def _bootstrap(groups) -> GroupBootstrap:
     from brainmri.evaluation import GroupBootstrap
 
     return GroupBootstrap(groups, 2000)
@@ -392,7 +416,12 @@ def _summarise_localisation(rows: list[dict[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for subset, chosen in subsets.items():
         table[subset] = {"n": len(chosen), "methods": _means(chosen, LOCALISATION)}
-    return {"n": len(rows), "threshold": 0.5, "sizes": {k: list(v) for k, v in SIZES.items()}, "subsets": table}
+    return {
+        "n": len(rows),
+        "threshold": FIXED_THRESHOLD,
+        "sizes": {k: list(v) for k, v in SIZES.items()},
+        "subsets": table,
+    }
 
 
 def _summarise_faithfulness(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -441,7 +470,7 @@ def title_of(name: str) -> str:
 def tables_of(result: Mapping[str, Any]) -> dict[str, str]:
     """Markdown tables by marker name."""
     return {
-        "study": _study_line(result),
+        "study": study_line(result),
         "peak-in-mask": _peak_table(result["peak_in_mask"]),
         "localisation": _localisation_table(result["localisation"]["subsets"]["all"]),
         "localisation-subsets": _subset_table(result["localisation"]["subsets"]),
@@ -450,7 +479,8 @@ def tables_of(result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _study_line(result: Mapping[str, Any]) -> str:
+def study_line(result: Mapping[str, Any]) -> str:
+    """On what, how and how far reduced a study measured; Markdown."""
     plan = result["plan"]
     return (
         f"Model `{result['model_id']}`, weights `{result['weights_sha256'][:12]}`, {result['created'][:10]}; forward "
@@ -473,14 +503,20 @@ def _peak_table(networks: list[Mapping[str, Any]]) -> str:
     ]
     for name, title in PEAK_SUBSETS.items():
         parts = [network["subsets"][name] for network in networks]
-        n = " / ".join(dict.fromkeys(str(part["n"]) for part in parts))
-        cells = [_cell({"mean": p["rate"], "interval": p["interval"]}) if p["n"] else "–" for p in parts]
+        cells = [with_interval({"mean": p["rate"], "interval": p["interval"]}) if p["n"] else "–" for p in parts]
         centre = f"{parts[0]['baseline_centre']:.3f}" if parts[0]["n"] else "–"
-        lines.append(f"| {title} | {n} | " + " | ".join(cells) + f" | {centre} |")
+        lines.append(f"| {title} | {counts(parts)} | " + " | ".join(cells) + f" | {centre} |")
     return "\n".join(lines)
 
 
-def _cell(value: Mapping[str, Any]) -> str:
+def counts(parts: Sequence[Mapping[str, Any]]) -> str:
+    """``n`` of several networks, in their order; once where all are equal."""
+    each = [str(part["n"]) for part in parts]
+    return " / ".join(each if len(set(each)) > 1 else each[:1])
+
+
+def with_interval(value: Mapping[str, Any]) -> str:
+    """A mean with three digits, its interval in brackets where it has one."""
     interval = value["interval"]
     return f"{value['mean']:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
 
@@ -488,7 +524,7 @@ def _cell(value: Mapping[str, Any]) -> str:
 def _table(part: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     lines = [f"| method (n = {part['n']}) | " + " | ".join(titles.values()) + " |", "|---" * (len(titles) + 1) + "|"]
     for name, values in part["methods"].items():
-        lines.append(f"| {title_of(name)} | " + " | ".join(_cell(values[m]) for m in titles) + " |")
+        lines.append(f"| {title_of(name)} | " + " | ".join(with_interval(values[m]) for m in titles) + " |")
     return "\n".join(lines)
 
 
@@ -503,7 +539,7 @@ def _subset_table(subsets: Mapping[str, Any]) -> str:
     for name in (*METHODS, *BASELINES):
         lines.append(
             f"| {title_of(name)} | "
-            + " | ".join(_cell(part["methods"][name]["pointing"]) for part in shown.values())
+            + " | ".join(with_interval(part["methods"][name]["pointing"]) for part in shown.values())
             + " |"
         )
     return "\n".join(lines)
@@ -528,5 +564,10 @@ def _sanity_table(part: Mapping[str, Any]) -> str:
         "|---" * (len(stages) + 1) + "|",
     ]
     for name, values in part["methods"].items():
-        lines.append(f"| {title_of(name)} | " + " | ".join(f"{values[s]['mean']:.2f}" for s in stages) + " |")
+        lines.append(f"| {title_of(name)} | " + " | ".join(_correlation(values[s]) for s in stages) + " |")
     return "\n".join(lines)
+
+
+def _correlation(value: Mapping[str, Any]) -> str:
+    shown = "–" if value["mean"] is None else f"{value['mean']:.2f}"
+    return shown + (f" ({value['all_zero']} empty)" if value["all_zero"] else "")

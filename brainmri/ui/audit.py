@@ -14,9 +14,10 @@ import streamlit as st
 
 from brainmri import audit as auditing
 from brainmri.audit import Audit
+from brainmri.config import check_writable
 from brainmri.data import read_folder
 from brainmri.displays import counted
-from brainmri.errors import BrainMRIError
+from brainmri.errors import BrainMRIError, ConfigError
 from brainmri.storage import utc_now
 from brainmri.ui import state
 from brainmri.ui.pictures import find_picture, thumbnail
@@ -184,6 +185,11 @@ def _new_audit(user: User, folder: Path) -> None:
     if user.id is None:
         st.caption(":material/lock: A new audit reads every image and is for those who are signed in.")
         return
+    try:
+        check_writable(folder, "evaluation.directory")  # not after minutes of work
+    except ConfigError as error:
+        st.caption(f":material/edit_off: No new audit can be made: {plain(str(error))}.")
+        return
     if st.button(
         "Audit the data set anew",
         icon=":material/refresh:",
@@ -328,10 +334,11 @@ def _pairs(found: Audit) -> None:
 def _picture(found: Audit, path: str) -> Path | None:
     """The audited file, where the data set on this machine is the audited one; another may have equal paths.
 
-    Audits of earlier versions do not say what they are of: the configured data set.
+    Audits of earlier versions do not say what they are of: the configured data set. A relative folder is meant from
+    where the folder of evaluations lies, wherever the server was started.
     """
-    root = state.settings().data.root
-    if Path(found.summary.get("root", root)).resolve() != root.resolve():
+    root, home = state.settings().data.root, state.settings().evaluation.directory.parent
+    if (home / found.summary.get("root", root)).resolve() != root.resolve():
         return None
     return find_picture(root, path)
 
@@ -343,7 +350,7 @@ def _pair(found: Audit, pair: pd.Series) -> None:
             file = _picture(found, pair[side])
             with st.container(width=122):
                 if file:
-                    st.image(thumbnail(str(file)), width="stretch")
+                    st.image(thumbnail(str(file)), width="stretch", alt=f"{Path(pair[side]).name}, {side} of a pair")
                 st.caption(
                     f"**{plain(pair[f'split_{side}'])}** · {class_title(pair[f'label_{side}'])}  \n"
                     f"{plain(Path(pair[side]).name)}"
@@ -370,7 +377,7 @@ def _conflicts(found: Audit) -> None:
                         file = _picture(found, image["path"])
                         with st.container(width=150):
                             if file:
-                                st.image(thumbnail(str(file)), width="stretch")
+                                st.image(thumbnail(str(file)), width="stretch", alt=Path(image["path"]).name)
                             st.caption(f"{class_title(image['label'])}  \n{plain(image['path'])}")
     if second:
         st.markdown("**Another label column of the manifest disagrees**")

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Any
 
@@ -220,7 +220,7 @@ def sign_in_page() -> None:
         st.title(f":material/neurology: {PRODUCT}", anchor=False)
         st.markdown(f"#### {TAGLINE}")
         with contextlib.suppress(DataError):  # the samples' anatomy is not installed: the door opens all the same
-            st.image(_strip(), width="stretch", output_format="PNG")
+            st.image(_strip(), width="stretch", output_format="PNG", alt="Four synthetic slices, one of each class")
             st.caption(f"{' · '.join(CLASS_TITLES.values())}: synthetic samples, drawn by this program.")
         if chosen.guest:
             with st.container(horizontal=True, vertical_alignment="center"):
@@ -332,13 +332,21 @@ def show_message() -> None:
         st.code(secret, language=None)
 
 
-def refusal_page() -> None:
-    """What a signed-in user sees at the address of a page that is not for their role."""
+def refusal_page(roles: Sequence[str]) -> None:
+    """What a signed-in user sees at the address of a page that is not for their role.
+
+    Parameters
+    ----------
+    roles : sequence of str
+        Whom the page is for.
+    """
     user = current_user()
     if user.id is None:
         st.info("This page needs an account: sign in or sign up from the sidebar.", icon=":material/lock:")
     else:
-        st.info(f"This page is not open to the role “{user.role}”; ask an administrator.", icon=":material/lock:")
+        only = " and ".join(f"“{role}”" for role in roles)
+        whom = "" if user.role == "admin" else "; ask an administrator"
+        st.info(f"This page is not open to the role “{user.role}”, only to {only}{whom}.", icon=":material/lock:")
 
 
 def user_menu(user: User) -> None:

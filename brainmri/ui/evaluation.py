@@ -25,6 +25,7 @@ from brainmri.evaluation import (
 )
 from brainmri.look import DECISION_TITLES
 from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
+from brainmri.suite import PARTS
 from brainmri.types import CLASS_TITLES
 from brainmri.ui import state
 from brainmri.ui.pictures import find_picture, thumbnail
@@ -66,7 +67,7 @@ def show() -> None:
     run, same_model = _choose(found)
     _headline(run, found)
     _side_by_side(same_model)
-    tabs = st.tabs(list(_TABS), key="evaluation.tab", on_change="rerun")
+    tabs = st.tabs(list(_TABS), key="evaluation.tab", on_change="rerun", bind="query-params")
     sections = (_classes, _tumour, _probabilities, _gate, _errors, _subgroups, _shortcuts, _compare, _export)
     for tab, section in zip(tabs, sections, strict=True):
         if tab.open:  # only what is looked at is drawn
@@ -111,7 +112,11 @@ def _choose(found: list[Run]) -> tuple[Run, list[Run]]:
     left, right = st.columns([1, 2])
     default = state.settings().model.id
     model = left.selectbox(
-        "Model", models, index=models.index(default) if default in models else 0, key="evaluation.model"
+        "Model",
+        models,
+        index=models.index(default) if default in models else 0,
+        key="evaluation.model",
+        persist_state="session",
     )
     own = [run for run in found if run.metrics["model"]["id"] == model]
     order = list(dict.fromkeys(side_by_side(own)["run"]))
@@ -121,6 +126,7 @@ def _choose(found: list[Run]) -> tuple[Run, list[Run]]:
         "Run",
         list(by_id),
         key=f"evaluation.run.{model}",
+        persist_state="session",
         format_func=lambda i: f"{data_title(by_id[i])} · n = {by_id[i].metrics['n']:,}",
     )
     return by_id[chosen], own
@@ -588,7 +594,8 @@ def _picture(run: Run, path: str) -> Path | None:
 def _errors(run: Run, found: list[Run]) -> None:
     wrong = _wrong(*_key(run))
     if wrong.empty:
-        _undefined(run, "accuracy") if not run.metrics["n_typed"] else st.success("No wrong answer in this run.")
+        praise = "The likeliest class is right for every image of this run."
+        _undefined(run, "accuracy") if not run.metrics["n_typed"] else st.success(praise)
         return
     left, middle, right = st.columns([2, 2, 3])
     label = left.selectbox(
@@ -612,7 +619,11 @@ def _errors(run: Run, found: list[Run]) -> None:
     if decided:
         keep &= (wrong["decision"] == "class").to_numpy()
     shown = wrong[keep].reset_index(drop=True)
-    st.caption(f"{len(shown):,} of {displays.counted(len(wrong), 'wrong answer')}, the surest first.")
+    answered = int((wrong["decision"] == "class").sum()) if "decision" in wrong else len(wrong)
+    st.caption(
+        f"{len(shown):,} of {displays.counted(len(wrong), 'image')} whose likeliest class is wrong, the surest first; "
+        f"{answered:,} of all were given as an answer, the others were undecided or rejected."
+    )
     if shown.empty:
         return
     config: dict[str, Any] = {
@@ -623,7 +634,7 @@ def _errors(run: Run, found: list[Run]) -> None:
         "ood_score": st.column_config.NumberColumn(
             "distance", format="%.2f", help="From the training data, as the gate measures it; rejected beyond 1."
         ),
-        "path": st.column_config.TextColumn("image", pinned=True, width="medium"),
+        "path": st.column_config.TextColumn("image", pinned=True),
         "label": "true",
         "predicted": "called",
         "set_95": "95 % set",
@@ -633,18 +644,7 @@ def _errors(run: Run, found: list[Run]) -> None:
         st.caption(
             "The clean split divides the Kaggle folders anew: a path may say Training and its image be in the test."
         )
-    pages = -(-len(shown) // ERRORS_A_PAGE)
-    number = min(st.pagination(pages, key=f"evaluation.page.{run.id}"), pages) if pages > 1 else 1
-    part = shown.iloc[(number - 1) * ERRORS_A_PAGE : number * ERRORS_A_PAGE]
-    files = [_picture(run, path) for path in part["path"]]
-    if not any(files):
-        st.info(
-            "The pictures appear here where the data set is on this machine (data.root in config.yaml, or "
-            "BRAINMRI_DATA).",
-            icon=":material/image_not_supported:",
-        )
-        return
-    _gallery(part, files)
+    _gallery(run, shown, f"evaluation.page.{run.id}")
 
 
 def _in_words(table: pd.DataFrame) -> pd.DataFrame:
@@ -660,13 +660,32 @@ def _in_words(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _gallery(part: pd.DataFrame, files: list[Path | None]) -> None:
+def _gallery(run: Run, table: pd.DataFrame, key: str) -> None:
+    """Pictures of a table's images, page by page."""
+    pages = -(-len(table) // ERRORS_A_PAGE)
+    number = min(st.pagination(pages, key=key), pages) if pages > 1 else 1
+    part = table.iloc[(number - 1) * ERRORS_A_PAGE : number * ERRORS_A_PAGE]
+    files = [_picture(run, path) for path in part["path"]]
+    if not any(files):
+        st.info(
+            "The pictures appear here where the data set is on this machine (data.root in config.yaml, or "
+            "BRAINMRI_DATA).",
+            icon=":material/image_not_supported:",
+        )
+        return
     with st.container(horizontal=True, gap="small", key="sample_grid_errors"):
         for (_, row), file in zip(part.iterrows(), files, strict=True):
             with st.container(width=220):
                 if file is not None:
-                    st.image(thumbnail(str(file)), width="stretch")
-                st.markdown(f"**{_title(row['predicted'])}** {row['p_predicted']:.1%}")
+                    alt = f"{Path(row['path']).name}, {_title(row['label'])}"
+                    st.image(thumbnail(str(file)), width="stretch", alt=alt)
+                if "first" in row:  # a comparison
+                    st.markdown(
+                        f"First: **{_title(row['first'])}** {row['p_first']:.1%}  \n"
+                        f"Second: **{_title(row['second'])}** {row['p_second']:.1%}"
+                    )
+                else:
+                    st.markdown(f"**{_title(row['predicted'])}** {row['p_predicted']:.1%}")
                 decision = f"{DECISION_TITLES[row['decision']]} · " if "decision" in row else ""
                 st.caption(f"{decision}is {_title(row['label']).lower()}  \n{plain(Path(row['path']).name)}")
 
@@ -702,6 +721,7 @@ def _subgroups(run: Run, found: list[Run]) -> None:
                 "Accuracy": _with_interval(row["accuracy"], row["accuracy_interval"]),
                 "Tumours found": _with_interval(row["sensitivity"], None),
                 "No tumour recognised": _with_interval(row["specificity"], None),
+                "The same, by the fixed threshold": _with_interval(row.get("specificity_at_threshold"), None),
                 "AUC, tumour or none": _with_interval(row["tumour_roc_auc"], row["tumour_roc_auc_interval"]),
                 "Rejected": _with_interval(row.get("rejected_share"), row.get("rejected_interval")),
             }
@@ -913,10 +933,10 @@ def _compared(first: tuple[str, str], second: tuple[str, str]) -> dict[str, Any]
 def _how_to_evaluate(run: Run) -> str:
     """The command that makes another model's run of the same images."""
     data, part = run.metrics["data"], run.id.removeprefix(f"{run.metrics['model']['id']}-")
-    if not data.get("manifest"):
+    if part in PARTS:
         return f"brainmri evaluate --model OTHER --suite data --only {part}"
     return (
-        f"brainmri evaluate --model OTHER --manifest data/{data['name']}/{data['manifest']} "
+        f"brainmri evaluate --model OTHER --manifest FOLDER/{data['manifest']} --images FOLDER "
         f"--split-column {data['split_column']} --split {data['split']} --name {data['name']} "
         f"--output {run.directory.parent.name}/OTHER-{part}"
     )
@@ -994,11 +1014,7 @@ def _compare(run: Run, found: list[Run]) -> None:
         icon=":material/download:",
         on_click="ignore",
     )
-    part = changed.head(ERRORS_A_PAGE)
-    files = [_picture(run, path) for path in part["path"]]
-    if any(files):
-        shown = part.assign(predicted=part["second"], p_predicted=part["p_second"])
-        _gallery(shown, files)
+    _gallery(run, changed, f"evaluation.changed.{run.id}.{second.id}")
 
 
 def _export(run: Run, found: list[Run]) -> None:

@@ -22,16 +22,25 @@ from brainmri import readings, synthetic
 from brainmri.errors import BrainMRIError, StorageError
 from brainmri.explain import CONVOLUTIONS, METHODS, explain
 from brainmri.explain.brain import brain_mask
-from brainmri.explain.figures import MOST_ON_A_PAGE, as_bytes, as_npz, explanation_page, rejection
-from brainmri.explain.study import FAITHFULNESS_TITLES, LOCALISATION_TITLES, PEAK_SUBSETS, SIZES, title_of
+from brainmri.explain.figures import MOST_ON_A_PAGE, as_bytes, as_npz, explanation_page, layer_note, rejection
+from brainmri.explain.study import (
+    FAITHFULNESS_TITLES,
+    LOCALISATION_TITLES,
+    PEAK_SUBSETS,
+    SIZES,
+    counts,
+    study_line,
+    title_of,
+    with_interval,
+)
 from brainmri.model import FEATURE_LAYER, read_card
 from brainmri.pipeline import analyse, read_slices
 from brainmri.storage import open_record, save_record, utc_now
 from brainmri.types import CLASS_NAMES, CLASS_TITLES, Analysis, Explanation, MRISlice
 from brainmri.ui import state
 from brainmri.ui.canvas import Panel, canvas
-from brainmri.ui.inputs import pick_slice
-from brainmri.ui.results import undecided_reason
+from brainmri.ui.inputs import clear_sources, pick_slice
+from brainmri.ui.results import show_name, undecided_reason
 from brainmri.ui.theme import answer_title, class_title, plain, research_notice
 
 if TYPE_CHECKING:
@@ -41,7 +50,8 @@ if TYPE_CHECKING:
 
 MOST_MAPS = MOST_ON_A_PAGE
 _DEFAULT_METHODS = ["grad-cam", "hires-cam"]
-_KEPT = 32
+_KEPT_BYTES = 256 << 20
+"""Of maps, in one session: a map of 50 megapixels has 200 MB. Those on the page stay whatever they take."""
 _MASKED_CHOICES = 60
 
 
@@ -92,6 +102,8 @@ def show_maps(user: User) -> None:
         _read_blind(case, analysis, user)
         return
     state.note_answers_seen([case.mri_slice.sha256])
+    if not blind:  # names may hold the class
+        show_name(case.mri_slice.name, case.mri_slice.notes)
     _show_answer(analysis, given)
     if analysis.decision == "rejected" and not _confirm_rejected(case):
         canvas([_image_panel(case, analysis)], key=f"heatmaps.image.{case.key}", max_height=420)
@@ -135,28 +147,28 @@ def _pick_masked() -> Case | None:
     choices = _masked_images(str(state.settings().data.root))
     if not choices:
         return None
-    sources = tuple(source.key for source in st.session_state.get("heatmaps.sources", []))
-
-    def chosen() -> None:  # the last act wins: whatever is chosen above later takes over
-        st.session_state["heatmaps.masked.sources"] = sources
-
     reading = bool(st.session_state.get("heatmaps.reading"))
     if reading:  # file names and their order give the class away
         listed = sorted(choices, key=lambda p: hashlib.sha256(p.encode()).hexdigest())
         titles = {path: f"Image {number}" for number, path in enumerate(listed, start=1)}
     else:
         titles = {path: f"{path.rsplit('/', 1)[-1]} · {class_title(path.split('/')[-2])}" for path in choices}
+    widget = f"heatmaps.masked.{'reading' if reading else 'named'}"  # chosen by its name it is not read blind
+    if st.session_state.get("heatmaps.sources"):
+        st.session_state[widget] = None  # the last act wins: something was chosen above
     path = st.selectbox(
         "Or a test image with an expert's outline",
         list(titles),
         index=None,
         placeholder=f"{len(choices)} of the clean test split" + (", without their names" if reading else ""),
         format_func=titles.__getitem__,
-        key=f"heatmaps.masked.{'reading' if reading else 'named'}",  # chosen by its name it is not read blind
-        on_change=chosen,
+        key=widget,
+        on_change=clear_sources,
+        args=("heatmaps",),
+        persist_state="session",
         width=480,
     )
-    if path is None or st.session_state.get("heatmaps.masked.sources") != sources:
+    if path is None:
         return None
     file, mask_file = choices[path]
     return _masked_case(file, mask_file)
@@ -338,8 +350,9 @@ def _explanation(case: Case, analysis: Analysis, method: str, target: str, layer
                 allow_rejected=bool(st.session_state.get(f"heatmaps.rejected.{case.key}")),
                 directory=state.settings().model.directory,
             )[0][0]
-        while len(kept) > _KEPT:
-            del kept[next(iter(kept))]
+    kept[slot] = kept.pop(slot)  # the newest last
+    while len(kept) > MOST_MAPS and sum(e.saliency_map.nbytes for e in kept.values()) > _KEPT_BYTES:
+        del kept[next(iter(kept))]
     return kept[slot]
 
 
@@ -361,17 +374,17 @@ def _draw(case: Case, analysis: Analysis, explanations: Sequence[Explanation]) -
     image = replace(_image_panel(case, analysis), frame=(crop.top, crop.left, *crop.shape))
     panels = [image]
     for e in explanations:
-        layer = "" if e.layer_name in (FEATURE_LAYER, "image") else f", {e.layer_name}"
         panels.append(
             Panel(
                 image.image,
-                f"{METHODS[e.method].title} · {class_title(e.target_class)}{layer}",
+                f"{METHODS[e.method].title} · {class_title(e.target_class)}{layer_note(e)}",
                 saliency=e.saliency_map,
                 mask=image.mask,
                 brain=brain,
                 spacing_mm=image.spacing_mm,
                 orientation=image.orientation,
                 frame=image.frame,
+                peak=e.peak,
                 caption=_peak_text(case, e),
                 badge=image.badge,
                 units=METHODS[e.method].units,
@@ -511,7 +524,7 @@ def _judge_map(case: Case, analysis: Analysis, explanations: Sequence[Explanatio
                 )
                 st.toast(f"Kept with case {record_id}.", icon=":material/check:")
     st.download_button(
-        "All my verdicts (CSV)",
+        "My verdicts in reading mode (CSV)",
         lambda: readings.export_readings(state.database(), user).encode(),
         "readings.csv",
         "text/csv",
@@ -560,14 +573,19 @@ def show_trust() -> None:
             f"{right['n']} images; the middle of the head would in {right['baseline_centre']:.0%}."
         )
     st.dataframe(_peak_frame(result["peak_in_mask"]), hide_index=True)
+    ids = [network["model_id"] for network in result["peak_in_mask"]]
     networks = (
         " n is of the networks in the order of their columns: each is right about other images. Only "
-        f"{plain(model.id)} answers here; a network “without masks” was trained without experts' outlines."
+        f"{plain(model.id)} answers here."
     )
+    if "fine-tuned-without-masks" in ids:
+        networks += (
+            " fine-tuned-without-masks was held to no outline: outlines decided only where its views were painted. It "
+            "was trained for six epochs of its twin's eighteen, so part of the difference is training."
+        )
     st.caption(
         "Share of images whose Grad-CAM peak, for the predicted class, lies in the expert mask or within one cell of "
-        "the 8 x 8 grid around it; in brackets the 95 % interval."
-        + (networks if len(result["peak_in_mask"]) > 1 else "")
+        "the 8 x 8 grid around it; in brackets the 95 % interval." + (networks if len(ids) > 1 else "")
     )
     subsets = result["localisation"]["subsets"]
     shown = [name for name in subsets if subsets[name]["n"]]
@@ -592,12 +610,10 @@ def show_trust() -> None:
     st.caption(
         f"Rank correlation with the intact network's map as weights are drawn anew from the top layer down "
         f"(n = {result['sanity']['n']}). A map that stays high would look the same for a network that has learned "
-        "nothing."
+        "nothing. Empty maps, which have no ranks, are left out"
+        + (f": {empty}." if (empty := _empty_maps(result["sanity"])) else "; there are none.")
     )
-    st.caption(
-        f"Model {result['model_id']}, weights {result['weights_sha256'][:12]}, measured {result['created'][:10]} with "
-        f"{result['engine']} {result['engine_precision']}; Score-CAM on its {plan['channels']} strongest channels."
-    )
+    st.caption(study_line(result))
 
 
 def _subset_title(name: str) -> str:
@@ -615,13 +631,13 @@ def _subset_title(name: str) -> str:
 
 def _peak_frame(networks: list[dict]) -> pd.DataFrame:
     def cell(part: dict) -> str:
-        return _rate({"mean": part["rate"], "interval": part["interval"]}) if part["n"] else "–"
+        return with_interval({"mean": part["rate"], "interval": part["interval"]}) if part["n"] else "–"
 
     return pd.DataFrame(
         [
             {
                 "Images": title,
-                "n": " / ".join(dict.fromkeys(str(network["subsets"][name]["n"]) for network in networks)),
+                "n": counts([network["subsets"][name] for network in networks]),
                 **{network["model_id"]: cell(network["subsets"][name]) for network in networks},
                 "Centre of the head (baseline)": "–" if centre is None else f"{centre:.3f}",
             }
@@ -662,25 +678,31 @@ def _bars(methods: dict, measure: str, title: str) -> None:
 def _frame(methods: dict, titles: dict[str, str]) -> None:
     table = pd.DataFrame(
         [
-            {"Method": title_of(name), **{titles[m]: _rate(values[m]) for m in titles}}
+            {"Method": title_of(name), **{titles[m]: with_interval(values[m]) for m in titles}}
             for name, values in methods.items()
         ]
     )
     st.dataframe(table, hide_index=True)
 
 
-def _rate(value: dict) -> str:
-    interval = value["interval"]
-    return f"{value['mean']:.3f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
+def _empty_maps(sanity: dict) -> str:
+    """By method, the most at one stage."""
+    most = {name: max(v["all_zero"] for v in values.values()) for name, values in sanity["methods"].items()}
+    return ", ".join(f"{METHODS[name].title} up to {n} at one stage" for name, n in most.items() if n)
 
 
 def _cascade(sanity: dict) -> None:
     rows = [
-        {"Method": METHODS[name].title, "stage": stage, "order": i, "rank correlation": values[stage]["mean"]}
+        {
+            "Method": METHODS[name].title,
+            "stage": stage,
+            "rank correlation": values[stage]["mean"],  # None where all maps are empty: a gap
+            "empty maps": values[stage]["all_zero"],
+        }
         for name, values in sanity["methods"].items()
-        for i, stage in enumerate(sanity["stages"])
+        for stage in sanity["stages"]
     ]
-    lowest = min(row["rank correlation"] for row in rows)
+    lowest = min((row["rank correlation"] for row in rows if row["rank correlation"] is not None), default=0)
     legend = alt.Legend(orient="bottom", columns=2, symbolSize=400, symbolType="stroke")
     chart = (
         alt.Chart(pd.DataFrame(rows), height=540)
@@ -690,7 +712,7 @@ def _cascade(sanity: dict) -> None:
             y=alt.Y("rank correlation:Q", scale=alt.Scale(domain=[min(-0.2, lowest), 1])),
             color=alt.Color("Method:N", sort=None, scale=alt.Scale(scheme="tableau10"), legend=legend),
             strokeDash=alt.StrokeDash("Method:N", sort=None, legend=legend),
-            tooltip=["Method", "stage", alt.Tooltip("rank correlation:Q", format=".2f")],
+            tooltip=["Method", "stage", alt.Tooltip("rank correlation:Q", format=".2f"), "empty maps"],
         )
     )
     st.altair_chart(chart, width="stretch")

@@ -22,6 +22,7 @@ from brainmri.storage import (
     may_see_images,
     open_record,
     owners,
+    plain_cell,
     sees_all,
     used_model_ids,
 )
@@ -49,7 +50,7 @@ def show_list(user: User) -> None:
         _empty(any(filters.values()))
         return
     first = (number - 1) * PAGE_SIZE + 1
-    st.caption(f"{page.total:,} {'case' if page.total == 1 else 'cases'}, newest first; select a row to open it")
+    st.caption(f"{page.total:,} {'case' if page.total == 1 else 'cases'}, newest first; choose a row to open it")
     event = st.dataframe(
         _table(page.records, owners(state.database(), user) if sees_all(user) else {}),
         hide_index=True,
@@ -189,8 +190,8 @@ def _table(records: list[Record], names: dict[int, str]) -> pd.DataFrame:
             "Case": [r.id for r in records],
             "Answer": [answer_title(r.label, r.decision) for r in records],
             "Probability": [100 * r.probabilities[r.label] if r.label else None for r in records],
-            "Name": [r.name for r in records],
-            **({"Owner": [names.get(r.user_id, "–") for r in records]} if len(names) > 1 else {}),
+            "Name": [plain_cell(r.name) for r in records],  # the table's own download is a CSV file
+            **({"Owner": [plain_cell(names.get(r.user_id, "–")) for r in records]} if len(names) > 1 else {}),
             "When": [local_time(r.created_at) for r in records],
             "Model": [r.model_id for r in records],
         }

@@ -116,6 +116,7 @@ def pick_sources(key: str, *, multiple: bool = True, history: bool = False, blin
 def clear_sources(key: str) -> None:
     """Forget what was chosen and empty the uploader."""
     st.session_state[f"{key}.sources"] = []
+    st.query_params.pop("case", None)  # the case in the address is chosen no more
     st.session_state[f"{key}.round"] = st.session_state.get(f"{key}.round", 0) + 1
 
 
@@ -131,7 +132,7 @@ def _forget_other_readers(key: str) -> None:
 def _choose(key: str, sources: list[Source], *, empty_uploader: bool = True) -> None:
     if empty_uploader:
         clear_sources(key)
-    st.query_params.pop("case", None)  # the case in the address is chosen no more
+    st.query_params.pop("case", None)
     st.session_state[f"{key}.sources"] = sources
 
 
@@ -235,8 +236,8 @@ def _open_asked(key: str) -> None:
         st.warning(f"There is no case {plain(asked[:20])} among yours.", icon=":material/search_off:")
         return
     if may_see_images(state.settings(), user, record):
-        clear_sources(key)
-        st.session_state[f"{key}.sources"] = [_kept(record)]
+        _choose(key, [_kept(record)])
+        st.query_params["case"] = asked
     else:
         st.info("An administrator does not see other users' images.", icon=":material/visibility_off:")
 
@@ -270,9 +271,12 @@ def _history(key: str, blind: bool) -> None:
         return f"Case {record_id} · {name}{local_time(record.created_at)}"
 
     def changed() -> None:
-        if (record := by_id.get(st.session_state[widget])) is not None:
-            _choose(key, [_kept(record)])
+        record = by_id.get(st.session_state[widget])
+        _choose(key, [_kept(record)] if record else [])
 
+    # It names what is chosen, whatever chose it: a case by this list or the address, or no case.
+    chosen = {source.key for source in st.session_state.get(f"{key}.sources", [])}
+    st.session_state[widget] = next((i for i in by_id if f"record-{i}" in chosen), None)
     st.selectbox(
         "Or a case from History",
         list(by_id),

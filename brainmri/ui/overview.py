@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from brainmri.look import DECISION_TITLES
+from brainmri.look import DECISION_TITLES, limit_texts, metrics_table
 from brainmri.types import CLASS_NAMES
 from brainmri.ui.theme import NOTICE, class_title, link, text_table
 
 if TYPE_CHECKING:
     from brainmri.accounts import User
     from brainmri.model import ModelCard
-
-_METRICS = {
-    "n": "Images",
-    "accuracy": "Accuracy",
-    "sensitivity": "Tumours found",
-    "specificity": "No tumour recognised",
-    "roc_auc": "Macro AUC",
-}
-_SPLITS = {
-    "clean-test": "Clean test",
-    "lgg-test": "LGG, two sequences of one source",
-    "brisc-notumor-test": "BRISC, healthy heads",
-    "elsewhere-test": "Heads of other scanners",
-    "official-test": "Official test",
-}
-"""A card's splits as a reader knows them, in the order to read them; what training has seen most of comes last."""
 
 
 def show_welcome(user: User) -> None:
@@ -101,32 +84,6 @@ def show_card(card: ModelCard) -> None:
             text_table({name: list(row.values()) for name, row in table.items()}, list(next(iter(table.values()))))
             link("pages/explore/evaluation.py", "Intervals, and what flatters these figures")
         if card.limits:
-            limits = (re.sub(r" \(docs/\S+\)", "", limit) for limit in card.limits)  # no page of the dashboard
-            st.markdown("**Known limits**\n" + "\n".join(f"- {limit}" for limit in limits))
+            st.markdown("**Known limits**\n" + "\n".join(f"- {limit}" for limit in limit_texts(card.limits)))
         with st.expander("Data, recipe and hashes", icon=":material/list_alt:"):
             st.json(card.model_dump(mode="json", exclude={"metrics", "limits", "intended_use"}), expanded=2)
-
-
-def metrics_table(metrics: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Split -> column -> text, of the splits that the card has figures for; all with the same columns.
-
-    A split that was partly seen in training says so.
-    """
-    rows: dict[str, dict[str, str]] = {}
-    for split in (*(s for s in _SPLITS if s in metrics), *(s for s in metrics if s not in _SPLITS)):
-        values = metrics[split]
-        if not isinstance(values, dict):
-            continue
-        row: dict[str, str] = {}
-        for key, title in _METRICS.items():
-            value = values.get(key)
-            if isinstance(value, dict):
-                value = value.get("macro")
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                row[title] = f"{value:,}" if key == "n" else f"{value:.3f}"
-        if row:
-            seen = values.get("seen_in_training")
-            name = _SPLITS.get(split, split.replace("_", " "))
-            rows[f"{name} ({seen:.0%} of it seen in training)" if seen else name] = row
-    columns = [t for t in _METRICS.values() if any(t in row for row in rows.values())]
-    return {name: {title: row.get(title, "–") for title in columns} for name, row in rows.items()}

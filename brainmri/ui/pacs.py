@@ -88,7 +88,7 @@ def _choose_study(studies: list[FoundStudy], number: int) -> FoundStudy | None:
     more = (
         f"The newest {len(shown):,} that came; there are more, narrow the search. " if len(studies) > len(shown) else ""
     )
-    st.caption(f"{more}{len(shown):,} stud{'ies' if len(shown) > 1 else 'y'}; choose a line")
+    st.caption(f"{more}{len(shown):,} stud{'ies' if len(shown) > 1 else 'y'}; choose a row")
     rows = [
         {
             "Date": study.date,
@@ -121,7 +121,7 @@ def _series_of(user: User, server: PacsServer, study: FoundStudy) -> list[FoundS
 
 
 def _choose_series(series: list[FoundSeries], study: FoundStudy) -> FoundSeries | None:
-    st.caption(f"{len(series):,} series; choose a line")
+    st.caption(f"{len(series):,} series; choose a row")
     rows = [{"Number": s.number, "Description": s.description, "Images": s.n_images} for s in series]
     return _chosen(series, rows, f"pacs.series.{study.study_uid}")
 

@@ -40,6 +40,7 @@ def show_list(user: User) -> None:
         placeholder="Part of the id or name",
         icon=":material/search:",
         key="patients.text",
+        persist_state="session",
         on_change=restart,
     )
     with right.popover("Filters", icon=":material/filter_list:", width="stretch"):
@@ -49,6 +50,7 @@ def show_list(user: User) -> None:
             selection_mode="multi",
             format_func=class_title,
             key="patients.labels",
+            persist_state="session",
             on_change=restart,
         )
         sexes = st.pills(
@@ -57,6 +59,7 @@ def show_list(user: User) -> None:
             selection_mode="multi",
             format_func=SEXES.__getitem__,
             key="patients.sexes",
+            persist_state="session",
             on_change=restart,
         )
     filters: dict[str, Any] = {"text": text, "labels": labels, "sexes": sexes}
@@ -98,7 +101,7 @@ def _table(found: patients.PatientPage) -> None:
         }
         for s in found.patients
     ]
-    st.caption(f"{found.total:,} patient{'s' if found.total > 1 else ''}; choose a line to open it")
+    st.caption(f"{found.total:,} patient{'s' if found.total > 1 else ''}; choose a row to open it")
     event = st.dataframe(
         pd.DataFrame(rows),
         hide_index=True,

@@ -64,7 +64,9 @@ def empty_state() -> None:
         "the four probabilities and what the network saw.",
         icon=":material/arrow_upward:",
     )
-    if not state.classifier_ready():
+    if failure := state.classifier_failure():
+        st.error(f"The model does not load, so nothing can be answered. {plain(failure)}", icon=":material/error:")
+    elif not state.classifier_ready():
         st.caption(":material/hourglass_top: The model is still loading in the background; you can choose already.")
     research_notice()
 
@@ -185,8 +187,16 @@ def _keep(answer: Answer, analysis: Analysis, user: User, content: bytes | None)
     return replace(answer, record_id=record.id)
 
 
-def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], *, series: bool = False) -> None:
-    """One answer in full, or a table of many with the chosen one in full below; a series has a slider, too."""
+def key_of(sources: Sequence[Source]) -> str:
+    """Session key of what is shown of these images: another act of choosing has another."""
+    return sha256("\n".join(source.key for source in sources).encode()).hexdigest()[:16]
+
+
+def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], key: str, *, series: bool = False) -> None:
+    """One answer in full, or a table of many with the chosen one in full below; a series has a slider, too.
+
+    ``key`` names what was answered: a row chosen among other images means nothing.
+    """
     if len(answers) + len(errors) == 1:
         for _, text in errors:
             st.error(plain(text), icon=":material/broken_image:")
@@ -203,7 +213,7 @@ def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], *, se
         on_select="rerun",
         selection_mode="single-row",
         column_config=_COLUMNS,
-        key=f"predict.table.{len(answers)}.{len(errors)}",
+        key=f"predict.table.{key}",
     )
     st.download_button(
         "Download the table (CSV)",
@@ -215,8 +225,8 @@ def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], *, se
     )
     chosen = event.selection.rows[0] if event.selection.rows else 0
     if series and len(answers) > 1:
-        chosen = st.slider("Slice", 1, len(answers), chosen + 1) - 1
-    st.subheader(plain(answers[chosen].name), anchor=False)
+        chosen = st.slider("Slice", 1, len(answers), chosen + 1, key=f"predict.slice.{key}.{chosen}") - 1
+    st.subheader(f"Image {chosen + 1:,} of {len(answers):,}", anchor=False)
     if not event.selection.rows and not series:
         st.caption("The first of them; choose another row above.")
     show_answer(answers[chosen])

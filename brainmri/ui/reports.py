@@ -57,12 +57,16 @@ def pick_record(user: User) -> Record | None:
         placeholder="Choose a kept case",
         key="reports.case",
         on_change=changed,
+        persist_state="session",
     )
     return None if chosen is None else newest[chosen]
 
 
-def empty_state() -> None:
-    """What to do before there is a case."""
+def empty_state(user: User) -> None:
+    """What to do before a case is chosen, or before there is one."""
+    if find_records(state.database(), user, limit=1).total:
+        st.info("Choose a case above, or press *Write a report* beside any kept answer.", icon=":material/draft:")
+        return
     st.info(
         "A report is written on a kept case. Keep one in Predict or in the Series viewer first.",
         icon=":material/draft:",
@@ -142,7 +146,7 @@ def _words(record: Record, issued: list[report.Report]) -> tuple[str, str]:
     """Findings and impression, at first those of the newest report; notes which signed report the author has seen."""
     findings, impression = f"reports.findings.{record.id}", f"reports.impression.{record.id}"
     start = issued[0] if issued else None
-    if findings not in st.session_state:  # the editor is drawn anew
+    if findings not in st.session_state:  # nothing typed on this case in this session
         st.session_state[findings] = start.findings if start else ""
         st.session_state[impression] = start.impression if start else ""
         st.session_state[f"reports.start.{record.id}"] = (
@@ -152,8 +156,8 @@ def _words(record: Record, issued: list[report.Report]) -> tuple[str, str]:
     if st.session_state[f"reports.start.{record.id}"]:
         st.caption(plain(st.session_state[f"reports.start.{record.id}"]))
     return (
-        st.text_area("Findings", height=150, key=findings),
-        st.text_area("Impression", height=90, key=impression),
+        st.text_area("Findings", height=150, key=findings, persist_state="session"),
+        st.text_area("Impression", height=90, key=impression, persist_state="session"),
     )
 
 
@@ -180,7 +184,7 @@ def show_verify(user: User) -> None:
 
 
 def _title(record: Record) -> str:
-    answer = class_title(record.label) if record.label else record.decision
+    answer = answer_title(record.label, record.decision)
     return f"{record.id} · {record.name} · {answer} · {local_time(record.created_at)}"
 
 

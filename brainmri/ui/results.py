@@ -60,11 +60,6 @@ class Answer:
     record_id: int | None = None
 
     @property
-    def synthetic(self) -> bool:
-        """Whether it is one of the painted samples."""
-        return any(note.startswith(_SYNTHETIC) for note in self.notes)
-
-    @property
     def title(self) -> str:
         """Class as a reader sees it, or the decision that stands in for one."""
         return answer_title(self.label, self.decision)
@@ -178,10 +173,16 @@ def show_answer(answer: Answer, *, history_link: bool = True) -> None:
         text_table({name: [text] for name, text in answer.facts.items()})
 
 
+def show_name(name: str, notes: Sequence[str] = ()) -> None:
+    """Which image an answer is of, and whether it is one of the painted samples."""
+    st.caption(plain(name if len(name) < 80 else f"{name[:77]}…"))
+    if any(note.startswith(_SYNTHETIC) for note in notes):
+        st.badge("Synthetic sample, no patient's image", icon=":material/draw:", color="gray")
+
+
 def show_decision(answer: Answer) -> None:
     """The answer in words. A rejected image gets no class."""
-    if answer.synthetic:
-        st.badge("Synthetic sample, no patient's image", icon=":material/draw:", color="gray")
+    show_name(answer.name, answer.notes)
     if answer.decision == "rejected":
         reason = picture_reason(answer.notes) or (
             "This image lies further from the training data than the model may judge "
@@ -200,7 +201,6 @@ def show_decision(answer: Answer) -> None:
     else:
         label = answer.label or ""
         with st.container(border=True, gap=None):
-            st.caption(plain(answer.name if len(answer.name) < 80 else f"{answer.name[:77]}…"))
             st.header(class_title(label), anchor=False)
             st.markdown(f"Probability **{answer.probabilities[label]:.1%}**")
             st.caption(f"95 % prediction set: {class_list(answer.prediction_set)}")

@@ -60,7 +60,9 @@ class _Opened:
     maps : tuple or None
         Position of the series and method, and the maps drawn last.
     origin : str
-        The PACS that it was fetched from; empty for an upload.
+        The PACS that it was fetched from, or the upload's name.
+    fetched : bool
+        From a PACS.
     """
 
     token: tuple
@@ -70,6 +72,7 @@ class _Opened:
     views: dict[int, tuple[int, int]] = field(default_factory=dict)
     maps: tuple[tuple[int, str], np.ndarray] | None = None
     origin: str = ""
+    fetched: bool = False
 
     def key(self, widget: str) -> str:
         """Session key of a widget that knows nothing of other uploads."""
@@ -81,34 +84,45 @@ class _Opened:
 
 
 def open_reading(user: User, reading: Reading, origin: str) -> None:
-    """Show a reading that was fetched, until something is uploaded or it is closed."""
-    st.session_state["series.opened"] = _Opened((user.id, origin, time.time_ns()), reading, origin=origin)
+    """Show a reading that was fetched, until something is uploaded or it is closed; see `pick_upload`."""
+    st.session_state["series.opened"] = _Opened((user.id, origin, time.time_ns()), reading, origin=origin, fetched=True)
 
 
 def pick_upload(user: User) -> Reading | None:
-    """Uploader, options and the reading of what was given; None while there is nothing to show."""
+    """Uploader, options and the reading of what was given; None while there is nothing to show.
+
+    What is open stays open when the reader has been on another page, where the uploader forgets its files.
+    """
+
+    def forget() -> None:
+        st.session_state.pop("series.opened", None)
+
     settings = state.settings()
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     folder = right.segmented_control(
-        "What you have", ["Files or a zip", "A folder"], default="Files or a zip", key="series.kind"
+        "What you have", ["Files or a zip", "A folder"], default="Files or a zip", key="series.kind", required=True
     )
     uploads = left.file_uploader(
         "DICOM series",
         accept_multiple_files="directory" if folder == "A folder" else True,
         help=f"DICOM files or a zip of them, up to {settings.dicom.max_archive_mb:,.0f} MB.",
         key=f"series.upload.{folder}",
+        on_change=forget,
     )
     opened = st.session_state.get("series.opened")
-    fetched = opened if not uploads and opened is not None and opened.origin else None
-    insist = right.toggle("Take everything", key="series.insist", help=INSIST, disabled=fetched is not None)
+    if opened is not None and opened.token[0] != user.id:
+        forget()
+        opened = None
+    remains = opened is not None and not uploads
+    insist = right.toggle(
+        "Take everything", key="series.insist", help=INSIST, disabled=remains, persist_state="session"
+    )
     if not uploads:
-        if fetched is not None and fetched.token[0] == user.id:
-            return _fetched(fetched)
-        st.session_state.pop("series.opened", None)
-        return None
+        return _still_open(opened) if opened is not None else None
     token = (user.id, insist, *(f.file_id for f in uploads))
     if opened is None or opened.token != token:
-        st.session_state.pop("series.opened", None)
+        forget()
+        name = uploads[0].name if len(uploads) == 1 else f"{len(uploads)} files"
         try:
             with st.spinner(f"Reading {len(uploads)} files …" if len(uploads) > 1 else "Reading the upload …"):
                 if len(uploads) == 1:
@@ -117,21 +131,22 @@ def pick_upload(user: User) -> Reading | None:
                         raise InvalidDicomError(
                             f"{uploads[0].name}: neither a DICOM file nor a zip; pictures such as PNG go to Predict"
                         )
-                    reading = read_series(content, uploads[0].name, settings, insist=insist)
+                    reading = read_series(content, name, settings, insist=insist)
                 else:
                     files = ((f.name, f.getvalue()) for f in uploads)
-                    reading = read_files(files, f"{len(uploads)} files", settings, insist=insist)
+                    reading = read_files(files, name, settings, insist=insist)
         except BrainMRIError as error:
             st.error(plain(str(error)), icon=":material/broken_image:")
             return None
-        st.session_state["series.opened"] = opened = _Opened(token, reading)
+        st.session_state["series.opened"] = opened = _Opened(token, reading, origin=name)
     return opened.reading
 
 
-def _fetched(opened: _Opened) -> Reading | None:
+def _still_open(opened: _Opened) -> Reading | None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        how = ", de-identified" if state.settings().dicom.deidentify else ""
-        st.markdown(f":material/dns: Fetched from **{plain(opened.origin)}**{how}.")
+        how = ", de-identified" if opened.fetched and state.settings().dicom.deidentify else ""
+        what = ":material/dns: Fetched from" if opened.fetched else ":material/folder_open: Still open:"
+        st.markdown(f"{what} **{plain(opened.origin)}**{how}.")
         if st.button("Close", icon=":material/close:", key="series.close"):
             del st.session_state["series.opened"]
             st.rerun()
@@ -162,6 +177,7 @@ def show_reading(reading: Reading, user: User) -> None:
             range(len(reading.series)),
             format_func=lambda i: f"{i + 1} · {_title(reading.series[i])}",  # stacks of one series are told by number
             key=opened.key("choice"),
+            persist_state="session",
         )
     series = reading.series[index]
     if len(reading.series) == 1:
@@ -224,13 +240,15 @@ def _viewer(opened: _Opened, index: int) -> int:
         choices,
         format_func=_window_title,
         key=opened.key(f"window.{index}"),
-        help="Drag on the image to change.",
+        persist_state="session",
+        help="Shift + drag on the image changes it.",
     )
     method = picked[1].selectbox(
         "Heatmap",
         (None, *_STACK_METHODS),
         format_func=lambda name: METHODS[name].title if name else "None",
         key="series.method",
+        persist_state="session",
     )
     image, start_window = _stack(series, window)
     maps = _maps(opened, index, method) if method else None
@@ -465,7 +483,7 @@ def _keep(series: Series, analyses: list[Analysis], user: User) -> list[int]:
 def _show_lists(reading: Reading) -> None:
     if reading.set_aside:
         n = len(reading.set_aside)
-        with st.expander(f"Set aside: {n} file{'s' if n > 1 else ''}", icon=":material/inbox:"):
+        with st.expander(f"Set aside ({n:,})", icon=":material/inbox:"):
             rows = pd.DataFrame([{"File": a.name, "Reason": a.reason} for a in reading.set_aside])
             st.dataframe(rows, hide_index=True, width="stretch")
     if reading.removed:

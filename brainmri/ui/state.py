@@ -117,24 +117,35 @@ def classifier_ready(model_id: str | None = None) -> bool:
     return future.done() and future.exception() is None
 
 
-_LOADING: dict[tuple[object, ...], Future[Classifier]] = {}
+def classifier_failure(model_id: str | None = None) -> str | None:
+    """Why the model did not load at the last try; None while it loads and where it did. Starts nothing."""
+    future = _LOADING.get(_key(model_id or settings().model.id))
+    return str(future.exception()) if future is not None and future.done() and future.exception() else None
+
+
+_Key = tuple[str, ModelSettings, ServingSettings, int]
+_LOADING: dict[_Key, Future[Classifier]] = {}
 _KEPT_MODELS = 4
 
 
 def _future(model_id: str | None) -> Future[Classifier]:
-    chosen, serving = settings().model, settings().serving
-    model_id = model_id or chosen.id
-    card = Path(chosen.directory) / f"{model_id}.json"
-    # A model trained anew under the same id is another model.
-    key = (model_id, chosen, serving, card.stat().st_mtime_ns if card.is_file() else 0)
+    key, configured = _key(model_id or settings().model.id), _key(settings().model.id)
     with _LOCK:
-        future = _LOADING.get(key)
+        future = _LOADING.pop(key, None)
         if future is None or (future.done() and future.exception()):
-            _LOADING.pop(key, None)
-            while len(_LOADING) >= _KEPT_MODELS:
-                del _LOADING[next(iter(_LOADING))]
-            future = _LOADING[key] = _load(model_id, chosen, serving)
+            future = _load(*key[:3])
+        _LOADING[key] = future  # last: the first is what nobody asked for the longest
+        spare = [k for k in _LOADING if k not in (key, configured)]
+        for old in spare[: max(0, len(_LOADING) - _KEPT_MODELS)]:
+            del _LOADING[old]  # it leaves memory once nobody holds it
     return future
+
+
+def _key(model_id: str) -> _Key:
+    """A model trained anew under the same id is another model."""
+    chosen, serving = settings().model, settings().serving
+    card = Path(chosen.directory) / f"{model_id}.json"
+    return model_id, chosen, serving, card.stat().st_mtime_ns if card.is_file() else 0
 
 
 def _load(model_id: str, chosen: ModelSettings, serving: ServingSettings) -> Future[Classifier]:
@@ -145,6 +156,7 @@ def _load(model_id: str, chosen: ModelSettings, serving: ServingSettings) -> Fut
             loaded = load_classifier(model_id, chosen.directory, chosen.engine)
             future.set_result(BatchingClassifier(loaded, max_batch=serving.max_batch, queue_size=serving.queue_size))
         except BaseException as error:
+            print(f"Model {model_id} does not load: {error}", file=sys.stderr, flush=True)
             future.set_exception(error)
 
     threading.Thread(target=load, name=f"load {model_id}", daemon=True).start()

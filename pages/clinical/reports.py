@@ -11,7 +11,7 @@ write, verify = st.tabs(["Write", "Verify"])
 with write:
     record = reports.pick_record(user)
     if record is None:
-        reports.empty_state()
+        reports.empty_state(user)
     else:
         reports.show_editor(record, user)
 with verify:

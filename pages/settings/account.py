@@ -5,7 +5,7 @@ import streamlit as st
 from brainmri import accounts
 from brainmri.errors import AccountError
 from brainmri.ui import auth, state
-from brainmri.ui.theme import page_header
+from brainmri.ui.theme import local_time, page_header
 
 user = state.require_role("reader", "radiologist", "admin")
 session_id = st.session_state[state.SESSION_KEY]
@@ -41,10 +41,10 @@ if not user.must_change_password:
     sign_ins = accounts.list_sessions(database, user)
     for sign_in in sign_ins:
         with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            since, used = f"{sign_in.created_at:%d %b %Y, %H:%M}", f"{sign_in.last_seen_at:%d %b, %H:%M}"
+            since, used = local_time(sign_in.created_at), local_time(sign_in.last_seen_at)
             st.markdown(
                 f"**{sign_in.client or 'Unknown browser'}**{' · this one' if sign_in.key == here else ''}  \n"
-                f":gray[since {since} UTC, last used {used} UTC]",
+                f":gray[since {since}, last used {used}]",
                 width="content",
             )
             if sign_in.key != here and st.button("End", key=f"end_{sign_in.key[:12]}", icon=":material/logout:"):

@@ -43,16 +43,14 @@ st.dataframe(
             "State": "locked" if row.locked_until else "active" if row.active else "deactivated",
             "Cases": row.n_records,
             "Signed in": row.n_sessions,
-            "Last sign-in": row.last_sign_in_at,
-            "Since": row.created_at,
+            "Last sign-in": theme.local_time(row.last_sign_in_at) if row.last_sign_in_at else "",
+            "Since": theme.local_time(row.created_at)[:10],
         }
         for row in rows
     ],
     hide_index=True,
     column_config={
         "Signed in": st.column_config.NumberColumn(help="On how many browsers now"),
-        "Last sign-in": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
-        "Since": st.column_config.DatetimeColumn(format="D MMM YYYY"),
     },
 )
 
@@ -94,9 +92,10 @@ with change:
             act(lambda: accounts.unlock(database, user, username), f"{username} may try again.")
 
 with add, st.form("add", border=False):
-    new_username = st.text_input("User name", max_chars=64)
-    new_name = st.text_input("Name", max_chars=200)
-    new_email = st.text_input("E-mail (optional)", max_chars=254)
+    added_before = st.session_state.get("users.added", 0)  # empty fields after each success, and only then
+    new_username = st.text_input("User name", max_chars=64, key=f"new_username.{added_before}")
+    new_name = st.text_input("Name", max_chars=200, key=f"new_name.{added_before}")
+    new_email = st.text_input("E-mail (optional)", max_chars=254, key=f"new_email.{added_before}")
     new_role = st.segmented_control("Role", accounts.ROLES, default="reader", required=True, key="new_role")
     if st.form_submit_button("Add user", icon=":material/person_add:", type="primary"):
         password = accounts.one_time_password()
@@ -114,6 +113,7 @@ with add, st.form("add", border=False):
         except AccountError as error:
             st.error(str(error), icon=":material/error:")
         else:
+            st.session_state["users.added"] = added_before + 1
             days = accounts.ONE_TIME_DAYS
             auth.leave_message(
                 f"Added {added.username}. One-time password, shown this once, good for {days} days:", password

@@ -12,14 +12,15 @@ CanvasState(slice_index=0)
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
+from PIL import Image
 
 from brainmri.errors import BrainMRIError
 from brainmri.explain.colour import COLOUR_MAPS, DEFAULT_COLOUR_MAP, colour_table
@@ -27,6 +28,8 @@ from brainmri.explain.colour import COLOUR_MAPS, DEFAULT_COLOUR_MAP, colour_tabl
 _HERE = Path(__file__).parent
 _IMAGE_TYPES = {"uint8": "|u1", "uint16": "<u2", "int16": "<i2", "float32": "<f4"}
 STYLES = ("fill", "contour")
+MOST_PIXELS = 2000
+"""Along a side, of what is sent: more than a screen shows, and a page breaks over a message of 200 MB."""
 
 
 class CanvasError(BrainMRIError):
@@ -53,6 +56,9 @@ class Panel:
         Distance between pixel centres, millimetres: gives a scale bar, true aspect and a probe in mm.
     frame : (top, left, height, width), optional
         Drawn as a thin rectangle, in pixels of the image, past which it may reach (the network's crop, say).
+    peak : (row, column), optional
+        Where the map of one slice peaks, in pixels of the image; default: its first maximum as sent, in 8 bits. "Brain
+        only" marks the maximum of what it leaves.
     orientation : (left, right, top, bottom), optional
         Letters L/R/A/P/S/I at the picture's edges.
     badge : str
@@ -69,6 +75,7 @@ class Panel:
     mask: np.ndarray | None = None
     brain: np.ndarray | None = None
     frame: tuple[int, int, int, int] | None = None
+    peak: tuple[int, int] | None = None
     spacing_mm: tuple[float, float] | None = None
     orientation: tuple[str, str, str, str] | None = None
     caption: str = ""
@@ -151,7 +158,7 @@ def canvas(
 
 
 def encode(panels: Sequence[Panel], **header: Any) -> bytes:
-    """Pack panels for the browser.
+    """Pack panels for the browser, shrunk to `MOST_PIXELS` a side; rows and columns read there are the image's own.
 
     Returns
     -------
@@ -164,12 +171,14 @@ def encode(panels: Sequence[Panel], **header: Any) -> bytes:
     blob = bytearray()
     offsets: dict[tuple[int, str], int] = {}
 
-    def put(array: np.ndarray, kind: str, source: object) -> int:
+    def put(kind: str, source: Any, make: Callable[[Any], np.ndarray]) -> int | None:
+        if source is None:
+            return None
         slot = (id(source), kind)
         if slot not in offsets:
             blob.extend(b"\0" * (-len(blob) % 8))
             offsets[slot] = len(blob)
-            blob.extend(np.ascontiguousarray(array).tobytes())
+            blob.extend(np.ascontiguousarray(make(source)).tobytes())
         return offsets[slot]
 
     described = []
@@ -190,32 +199,56 @@ def encode(panels: Sequence[Panel], **header: Any) -> bytes:
             low, high = float(image.min()), float(image.max())
             first, last = (float(v) for v in np.percentile(image, (1, 99)))
             window = ((first + last) / 2, max(last - first, 1e-6))
+        kind = np.dtype(_IMAGE_TYPES[image.dtype.name])
         described.append(
             {
                 "title": panel.title,
                 "caption": panel.caption,
                 "badge": panel.badge,
                 "units": panel.units,
-                "shape": [1, *image.shape] if image.ndim == 2 else list(image.shape),
+                "shape": [1 if image.ndim == 2 else len(image), *_sent(image.shape[-2:])],
+                "size": list(image.shape[-2:]),
                 "dtype": image.dtype.name,
                 "range": [low, high],
                 "window": window,
-                "image": put(image.astype(_IMAGE_TYPES[image.dtype.name], copy=False), "image", panel.image),
-                "saliency": None
-                if panel.saliency is None
-                else put(quantise(panel.saliency), "saliency", panel.saliency),
-                "mask": None if panel.mask is None else put(np.asarray(panel.mask, np.uint8), "mask", panel.mask),
-                "brain": None if panel.brain is None else put(np.asarray(panel.brain, np.uint8), "brain", panel.brain),
+                "image": put("image", panel.image, partial(_shrunk, kind=kind)),
+                "saliency": put("saliency", panel.saliency, lambda a: quantise(_shrunk(a, np.float32))),
+                "mask": put("mask", panel.mask, partial(_shrunk, kind=np.uint8)),
+                "brain": put("brain", panel.brain, partial(_shrunk, kind=np.uint8)),
                 "frame": panel.frame,
+                "peak": panel.peak,
                 "spacing_mm": panel.spacing_mm,
                 "orientation": panel.orientation,
                 "slice_labels": list(panel.slice_labels) if panel.slice_labels is not None else None,
             }
         )
-    tables = {name: put(colour_table(name), "table", name) for name in COLOUR_MAPS}
+    tables = {name: put("table", name, colour_table) for name in COLOUR_MAPS}
     text = json.dumps({"panels": described, "colour_maps": tables, **header}, allow_nan=False).encode()
     text += b" " * (-(len(text) + 4) % 8)
     return len(text).to_bytes(4, "little") + text + bytes(blob)
+
+
+def _sent(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns that an image's arrays are sent with."""
+    height, width = shape
+    factor = max(1.0, height / MOST_PIXELS, width / MOST_PIXELS)
+    return max(1, round(height / factor)), max(1, round(width / factor))
+
+
+def _shrunk(array: Any, kind: np.dtype | type) -> np.ndarray:
+    """An image, stack or layer as it is sent: each pixel the mean of what it covers."""
+    array = np.asarray(array)
+    height, width = array.shape[-2:]
+    rows, columns = _sent((height, width))
+    if (rows, columns) == (height, width):
+        return array.astype(kind, copy=False)
+    slices = array.reshape(-1, height, width)
+    result = np.empty((len(slices), rows, columns), np.float32)
+    for one, small in zip(slices, result, strict=True):
+        picture = Image.fromarray(one.astype(np.float32))
+        small[:] = np.asarray(picture.resize((columns, rows), Image.Resampling.BOX))
+    rounded = result if np.issubdtype(kind, np.floating) else np.rint(result)
+    return rounded.astype(kind).reshape(*array.shape[:-2], rows, columns)
 
 
 def quantise(saliency: np.ndarray) -> np.ndarray:

@@ -42,9 +42,10 @@ class CanvasView {
     }
     this.panels = this.header.panels.map((panel) => {
       const [n, h, w] = panel.shape;
+      const [rows, columns] = panel.size; // of the image; a large one's arrays come with fewer, h and w
       const count = n * h * w;
       return {
-        ...panel, n, h, w,
+        ...panel, n, h, w, rows, columns,
         image: read(TYPES[panel.dtype], panel.image, count),
         saliency: optional(panel.saliency, count),
         mask: optional(panel.mask, count),
@@ -97,8 +98,8 @@ class CanvasView {
     const scroll = this.count > 1 ? "wheel: slice, Ctrl + wheel: zoom" : "wheel or pinch: zoom";
     this.root.append(element("div", {
       className: "help",
-      textContent: `${scroll} · drag: move · Shift + drag: window and level · double click: reset · ` +
-        "keys: + − 0, arrows" + (this.count > 1 ? ", Page Up / Page Down" : ""),
+      textContent: `point, tap or press a key: values · ${scroll} · drag: move · Shift + drag: window and level · ` +
+        "double click: reset · keys: + − 0, arrows" + (this.count > 1 ? " (slices; when zoomed: move), Page Up / Page Down" : ""),
     }));
     this.sizePanels();
     this.observer.observe(this.root);
@@ -129,12 +130,10 @@ class CanvasView {
     }
     if (this.panels.some((p) => p.mask)) bar.append(this.checkbox("True outline", "outline", () => this.draw()));
     if (maps && this.panels.some((p) => p.brain)) bar.append(this.checkbox("Brain only", "brainOnly", () => this.invalidate(false, true)));
-    if (this.panels.length > 1) {
-      bar.append(this.select("Pictures", "size", ["fit", "large"], () => {
-        this.sizePanels();
-        this.resize();
-      }));
-    }
+    bar.append(this.select("Pictures", "size", ["fit", "large"], () => {
+      this.sizePanels();
+      this.resize();
+    }));
     const [low, high] = this.panels[0].range;
     const span = Math.max(high - low, 1e-6);
     const step = this.panels[0].dtype === "float32" ? span / 500 : 1;
@@ -203,16 +202,21 @@ class CanvasView {
     return node;
   }
 
-  // "large" gives up the single row for pictures twice as wide.
+  // "large" gives up the single row for pictures twice as wide, as high as the window allows.
   sizePanels() {
-    this.root.querySelector(".panels").style.setProperty("--least", this.s.size === "large" ? "340px" : "165px");
+    const large = this.s.size === "large";
+    const height = large ? Math.max(this.header.max_height, 0.85 * window.innerHeight) : this.header.max_height;
+    this.root.querySelector(".panels").style.setProperty("--least", large ? "340px" : "165px");
+    this.root.querySelectorAll(".panel").forEach((box, index) => {
+      box.style.maxWidth = `${Math.round(height / Math.min(Math.max(this.aspect(this.panels[index]), 0.4), 1.6))}px`;
+    });
   }
 
   buildPanel(panel, index) {
     const box = element("div", { className: "panel" });
-    box.style.maxWidth = `${Math.round(this.header.max_height / Math.min(Math.max(this.aspect(panel), 0.4), 1.6))}px`;
     if (panel.title) box.append(element("h4", { textContent: panel.title }));
     const canvas = element("canvas", { className: "view", tabIndex: 0 });
+    canvas.dataset.name = `view${index}`;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", [panel.title || `Picture ${index + 1}`, panel.badge, panel.caption].filter(Boolean).join(". "));
     panel.canvas = canvas;
@@ -239,6 +243,7 @@ class CanvasView {
   listen(panel) {
     const canvas = panel.canvas;
     const pointers = new Map();
+    let tap = null; // where a finger or button went down, until it moves
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
       if (this.count > 1 && !event.ctrlKey) this.setSlice(this.s.slice + Math.sign(event.deltaY));
@@ -247,6 +252,7 @@ class CanvasView {
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+      tap = pointers.size === 1 ? { x: event.clientX, y: event.clientY } : null;
     });
     canvas.addEventListener("pointermove", (event) => {
       const before = pointers.get(event.pointerId);
@@ -255,6 +261,7 @@ class CanvasView {
         this.draw();
         return;
       }
+      if (tap && Math.hypot(event.clientX - tap.x, event.clientY - tap.y) > 6) tap = null;
       if (pointers.size === 2) {
         const other = [...pointers].find(([id]) => id !== event.pointerId)[1];
         const was = Math.hypot(before.x - other.x, before.y - other.y);
@@ -275,16 +282,25 @@ class CanvasView {
       pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     });
     for (const name of ["pointerup", "pointercancel"]) {
-      canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
+      canvas.addEventListener(name, (event) => {
+        pointers.delete(event.pointerId);
+        if (tap && name === "pointerup") {
+          this.probe = this.locate(panel, event);
+          this.draw();
+        }
+        tap = null;
+      });
     }
-    canvas.addEventListener("pointerleave", () => {
+    canvas.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "touch") return; // comes with every finger lifted: what was tapped stays to be read
       this.probe = null;
       this.draw();
     });
     canvas.addEventListener("dblclick", () => this.reset());
     canvas.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-      if (move) {
+      if (move && this.count > 1 && this.s.scale === 1) this.setSlice(this.s.slice + move[0] + move[1]);
+      else if (move) {
         this.s.x = clamp(this.s.x + (move[0] * 0.08) / this.s.scale, 0, 1);
         this.s.y = clamp(this.s.y + (move[1] * 0.08) / this.s.scale, 0, 1);
       } else if (event.key === "+" || event.key === "=") this.s.scale = clamp(this.s.scale * 1.25, 1, 40);
@@ -294,6 +310,7 @@ class CanvasView {
       else if (event.key === "PageDown") this.setSlice(this.s.slice + 1);
       else return;
       event.preventDefault();
+      this.probe = { x: this.s.x, y: this.s.y }; // no pointer: what is in the middle
       this.draw();
     });
   }
@@ -343,7 +360,7 @@ class CanvasView {
 
   aspect(panel) {
     const [row, column] = panel.spacing_mm || [1, 1];
-    return (panel.h * row) / (panel.w * column);
+    return (panel.rows * row) / (panel.columns * column);
   }
 
   resize() {
@@ -414,7 +431,7 @@ class CanvasView {
       else this.strokeMap(ctx, panel, fit, sx);
     }
     if (panel.frame) {
-      const [y, x, tall, wide] = panel.frame;
+      const [y, x, tall, wide] = panel.frame.map((v, i) => v * (i % 2 ? w / panel.columns : h / panel.rows));
       const line = (1.2 * fit.ratio) / sx;
       const [x0, y0] = [Math.max(x, line / 2), Math.max(y, line / 2)]; // along the image's edge where it lies outside
       ctx.lineWidth = line;
@@ -465,13 +482,19 @@ class CanvasView {
     const alpha = Math.round(this.s.opacity * 255);
     const cut = Math.max(1, Math.ceil(this.s.threshold * 255 - 1e-6));
     let top = 0;
-    panel.highest = -1; // where the map shown peaks; nowhere if it is all zero
+    let highest = -1;
     for (let i = 0; i < values.length; i++) {
       const v = values[i];
-      if (v > top) [top, panel.highest] = [v, i];
+      if (v > top) [top, highest] = [v, i];
       if (v < cut) continue;
       picture.data.set([table[3 * v], table[3 * v + 1], table[3 * v + 2], alpha], 4 * i);
     }
+    // Where the map shown peaks, as a fraction of the picture; nowhere if it is all zero. In 8 bits many pixels tie.
+    if (panel.peak && !(this.s.brainOnly && panel.brain)) {
+      panel.highest = { x: (panel.peak[1] + 0.5) / panel.columns, y: (panel.peak[0] + 0.5) / panel.rows };
+    } else if (highest >= 0) {
+      panel.highest = { x: ((highest % panel.w) + 0.5) / panel.w, y: (Math.floor(highest / panel.w) + 0.5) / panel.h };
+    } else panel.highest = null;
     ctx.putImageData(picture, 0, 0);
     this.paintBar(panel, table, cut);
   }
@@ -540,9 +563,9 @@ class CanvasView {
     };
     ctx.lineJoin = "round";
     ctx.font = "600 13px sans-serif";
-    if (this.s.peak && panel.highest >= 0) {
-      const x = left + (((panel.highest % panel.w) + 0.5) / panel.w) * (fit.width / fit.ratio);
-      const y = top + ((Math.floor(panel.highest / panel.w) + 0.5) / panel.h) * (fit.height / fit.ratio);
+    if (this.s.peak && panel.highest) {
+      const x = left + panel.highest.x * (fit.width / fit.ratio);
+      const y = top + panel.highest.y * (fit.height / fit.ratio);
       for (const [colour, thick] of [["rgba(0,0,0,0.85)", 3.5], ["#fff", 1.5]]) {
         ctx.strokeStyle = colour;
         ctx.lineWidth = thick;
@@ -574,7 +597,7 @@ class CanvasView {
       ctx.font = "12px sans-serif";
     }
     if (panel.spacing_mm) {
-      const perMm = fit.width / fit.ratio / (panel.w * panel.spacing_mm[1]);
+      const perMm = fit.width / fit.ratio / (panel.columns * panel.spacing_mm[1]);
       const length = [200, 100, 50, 20, 10, 5, 2, 1].find((mm) => mm * perMm < width / 3) || 1;
       ctx.fillStyle = "#000";
       ctx.fillRect(7, height - 10, length * perMm + 2, 5);
@@ -603,9 +626,9 @@ class CanvasView {
       panel.readout.textContent = "";
       return;
     }
-    const column = Math.min(Math.floor(this.probe.x * panel.w), panel.w - 1);
-    const row = Math.min(Math.floor(this.probe.y * panel.h), panel.h - 1);
-    const i = row * panel.w + column;
+    const at = (fraction, count) => Math.min(Math.floor(fraction * count), count - 1);
+    const [row, column] = [at(this.probe.y, panel.rows), at(this.probe.x, panel.columns)];
+    const i = at(this.probe.y, panel.h) * panel.w + at(this.probe.x, panel.w);
     const parts = [`row ${row}, column ${column}`];
     if (panel.spacing_mm) {
       parts.push(`${(row * panel.spacing_mm[0]).toFixed(1)} × ${(column * panel.spacing_mm[1]).toFixed(1)} mm`);
