@@ -20,6 +20,7 @@ from brainmri.types import CLASS_NAMES, CLASS_TITLES, NO_TUMOR
 N_BOOTSTRAP = 1000
 MIN_GROUPS = 10
 """Fewer groups have no interval: resampling so few repeats what was seen, and what was right once is right for sure."""
+FEW_GROUPS = 5
 N_BINS = 15
 CURVE_POINTS = 2000
 _NONE = CLASS_NAMES.index(NO_TUMOR)
@@ -62,8 +63,8 @@ class GroupBootstrap:
         """Interval of the mean of image values (of those ``where`` holds).
 
         Where all of a share's values are 1, or all 0, every resample says so too; the interval then is Clopper and
-        Pearson's for as many groups (Biometrika 1934), not a point. A share a little off 1 or 0, which few resamples
-        vary, is never given a narrower one on that side.
+        Pearson's for as many groups (Biometrika 1934), not a point. Where fewer than ``FEW_GROUPS`` groups differ, the
+        resamples hang on those, and the interval is no narrower than that on the side where all would agree.
 
         Parameters
         ----------
@@ -78,9 +79,12 @@ class GroupBootstrap:
             return [reach, 1.0] if said == {1.0} else [0.0, round(1 - reach, 6)]
         sums = self.group_sums(np.stack([np.where(where, values, 0.0), where.astype(float)], axis=1))
         found = self.interval(_ratio(sums[:, 0], sums[:, 1]), where)
-        if found is None or not share:
-            return found
-        return [min(found[0], reach), max(found[1], round(1 - reach, 6))]
+        if found is not None and share:
+            off = [len(np.unique(self.codes[where & (values != agreed)])) for agreed in (0, 1)]
+            low = min(found[0], reach) if off[1] < FEW_GROUPS else found[0]
+            high = max(found[1], round(1 - reach, 6)) if off[0] < FEW_GROUPS else found[1]
+            found = [low, high]
+        return found
 
     def interval(self, replicates: np.ndarray, *parts: np.ndarray) -> list[float] | None:
         """2.5th and 97.5th percentile of a measure.

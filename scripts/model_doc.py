@@ -153,7 +153,7 @@ def headline(clean: dict[str, Any]) -> str:
     return (
         "On {n} held-out slices (clean test; patients are kept apart as far as they are known): accuracy "
         "{accuracy:.2f}; tumour or none at sensitivity {sensitivity:.2f} and specificity {specificity:.2f} "
-        "({unseen:.2f} without pictures that leaked into training). Not all of its own bars are met: "
+        "({unseen:.2f} without pictures whose slice training has too). Not all of its own bars are met: "
         "[what it reaches](docs/model.md#what-it-reaches)."
     ).format(**said)
 

@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 
 from brainmri import runs, served_inputs, shortcuts, suite
 from brainmri.cli import app
+from brainmri.cli.train import limits
+from brainmri.config import load_settings
 from brainmri.data import SPLITS_DIRECTORY, read_slice
 from brainmri.decision import DecisionRule
 from brainmri.errors import DataError
 from brainmri.gate import fit_gate
 from brainmri.imaging import decode_image
 from brainmri.inference import Classifier
-from brainmri.model import ModelCard
+from brainmri.model import ModelCard, read_card
 from brainmri.pipeline import analyse
 from brainmri.serving import BatchingClassifier
 from brainmri.synthetic import sample
@@ -216,6 +218,11 @@ def test_what_leaks_into_the_clean_split_is_listed_and_told_apart():
     assert same[~figshare].all()  # figshare's are runs of neighbours, which may be another run
     test = rows["split"] == "test"
     assert rows.loc[test, "group"].nunique() < rows.loc[test, "slice_group"].nunique()
+
+
+@pytest.mark.parametrize("model_id", ["vgg16-brainmri", "fine-tuned"])
+def test_cards_tell_how_much_of_clean_test_leaked(model_id):
+    assert read_card(model_id, load_settings().model.directory).limits == limits()
 
 
 def test_leaks_of_other_collections_are_told_apart():

@@ -247,6 +247,7 @@ def _viewer(opened: _Opened, index: int) -> int:
         "Heatmap",
         (None, *_STACK_METHODS),
         format_func=lambda name: METHODS[name].title if name else "None",
+        placeholder="None",
         key="series.method",
         persist_state="session",
     )
