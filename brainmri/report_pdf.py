@@ -430,17 +430,21 @@ def _draw_model(page: _Page, content: Content) -> None:
     page.paragraph("Measured, by collection:", size=8.5)
     for line in _measured(card):
         page.paragraph("• " + line, size=8.5)
+    page.need(40)  # not alone at the foot of a page
     page.paragraph("Limits:", size=8.5)
     for limit in limit_texts(card.limits):
         page.paragraph("• " + limit, size=8.5, colour=_GREY)
 
 
+_FIGURES = ("Images", "Accuracy", "Tumours found", "No tumour recognised")
+"""Columns of `metrics_table` for which a line has room."""
+
+
 def _measured(card: ModelCard) -> list[str]:
     """The card's figures, one line a split."""
-    table = metrics_table(card.metrics)
     lines = (
-        f"{split}: " + ", ".join(f"{title.lower()} {text}" for title, text in row.items() if text != "–")
-        for split, row in table.items()
+        f"{split}: " + ", ".join(f"{title.lower()} {row[title]}" for title in _FIGURES if row.get(title, "–") != "–")
+        for split, row in metrics_table(card.metrics).items()
     )
     return [f"{line}." for line in lines] or ["The card holds no measured figures yet."]
 
