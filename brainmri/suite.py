@@ -25,7 +25,7 @@ from brainmri.decision import (
     softmax,
 )
 from brainmri.errors import BrainMRIError, DataError
-from brainmri.evaluation import KINDS_TO_ACCEPT, choose_threshold, trade_off
+from brainmri.evaluation import KINDS_TO_ACCEPT, MEASURE, choose_threshold, trade_off
 from brainmri.gate import Gate, describe, fit_gate
 from brainmri.imaging import COLOUR_LIMIT, NETWORK_SIZE, preprocess
 from brainmri.outliers import draw_outliers
@@ -343,12 +343,13 @@ def _folder(classifier: Classifier, output: Path, part: str) -> Path:
 
 
 def _open(classifier: Classifier, output: Path, part: str) -> Run | None:
-    """A part's saved run if it is of these weights, this engine and this decision rule."""
+    """A part's saved run if it is of these weights, this engine and decision rule, measured as today."""
     try:
         run = runs.open_run(_folder(classifier, output, part))
     except DataError:
         return None
-    return run if runs.model_entry(classifier).items() <= run.metrics["model"].items() else None
+    same = run.metrics.get("measure") == MEASURE
+    return run if same and runs.model_entry(classifier).items() <= run.metrics["model"].items() else None
 
 
 def _finished(classifier: Classifier, output: Path, part: str, rows: pd.DataFrame) -> Run | None:

@@ -381,6 +381,7 @@ def test_only_runs_of_the_same_data_and_split_are_offered(open_page, save):
     assert evaluation._how_to_evaluate(strange).endswith("--suite data --only out-of-distribution")
     save("clean-test", predictions().assign(path=[f"x{i}" for i in range(160)]), model="other")
     page = open_tab(open_page, "Compare")
+    assert list(page.table[-1].value.index) == ["tiny", "other"]  # every model on these images, in one table
     assert page.selectbox[-1].options == ["other · brain_tumor_mri · clean test · n = 160"]
     page.selectbox[-1].set_value("other-clean-test")
     page.run()

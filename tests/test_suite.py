@@ -312,6 +312,8 @@ def test_what_runs_take_from_each_other_comes_when_the_other_does(classifier, da
     other = Classifier(classifier.card, classifier.engine, DecisionRule(gate=Lenient(), tumour_threshold=0.3))
     assert suite._open(gated, output, "lgg-test") is not None
     assert suite._open(other, output, "lgg-test") is None  # fitted again: figures of the old rule are not its own
+    monkeypatch.setattr(suite, "MEASURE", suite.MEASURE + 1)
+    assert suite._open(gated, output, "lgg-test") is None  # the same answers give other figures now
 
 
 def test_slices_of_one_head_are_one_unit_and_all_must_open(classifier, data, tmp_path, monkeypatch):

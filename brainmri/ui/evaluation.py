@@ -137,10 +137,7 @@ def _side_by_side(own: list[Run]) -> None:
     mixed = [run.id for run in own if run.metrics.get("kinds")]
     table.loc[table["run"].isin(mixed), "rejected_share"] = np.nan  # a mean over pictures to reject and to accept
     shown = pd.DataFrame({"Data and split": table["data"], "n": [f"{n:,.0f}" for n in table["n"]]})
-    for name, title in _MEASURES.items():
-        if name in table and table[name].notna().any():
-            spans = table.get(f"{name}_interval", pd.Series([None] * len(table)))
-            shown[title] = [_with_interval(v, s) for v, s in zip(table[name], spans, strict=True)]
+    shown = shown.assign(**_measures(table))
     with st.expander("All runs of this model, side by side", icon=":material/table_rows:"):
         st.table(shown.set_index("Data and split"))
         st.caption(
@@ -152,6 +149,16 @@ def _side_by_side(own: list[Run]) -> None:
         )
     if len({r.metrics["model"]["weights_sha256"] for r in own}) > 1:
         st.warning("These runs are not all of the same weights: evaluate again.", icon=":material/warning:")
+
+
+def _measures(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Columns of ``_MEASURES`` that a table of `side_by_side` has figures for, with their intervals."""
+    shown = {}
+    for name, title in _MEASURES.items():
+        if name in table and table[name].notna().any():
+            spans = table.get(f"{name}_interval", pd.Series([None] * len(table)))
+            shown[title] = [_with_interval(v, s) for v, s in zip(table[name], spans, strict=True)]
+    return shown
 
 
 def _with_interval(value: Any, interval: Any) -> str:
@@ -957,6 +964,11 @@ def _compare(run: Run, found: list[Run]) -> None:
         st.code(_how_to_evaluate(run), language="bash")
         return
     by_id = {r.id: r for r in others}
+    table = side_by_side([run, *others])
+    table = table[~table["data"].str.startswith("↳")]
+    names = {r.id: r.metrics["model"]["id"] for r in (run, *others)}
+    models = [names[i] for i in table["run"]]
+    st.table(pd.DataFrame({"Model": models} | _measures(table)).set_index("Model"))
     chosen = st.selectbox(
         "Compare with",
         list(by_id),
