@@ -87,7 +87,7 @@ def test_what_was_fetched_is_shown_to_who_fetched_it(open_page, make_user, app_s
 
     reading = read_files(stack(3).items(), "series", app_settings)
     anna, ben = make_user("radiologist", "anna"), make_user("radiologist", "ben")
-    opened = series._Opened((anna.id, "Archive", 1), reading, origin="Archive")
+    opened = series._Opened((anna.id, "Archive", 1), reading, origin="Archive", fetched=True)
     page = open_page("clinical/series.py", anna, session={"series.opened": opened})
     assert any("Fetched from" in m.value for m in page.markdown)
     page = open_page("clinical/series.py", ben, session={"series.opened": opened})
