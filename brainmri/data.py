@@ -143,7 +143,8 @@ def select_split(table: pd.DataFrame, split: str, *, require_files: bool = True)
             root = Path(rows["file"].iloc[0][: -len(rows["path"].iloc[0])])
             some = f"{len(missing)} of {len(rows)} images are missing under {root} (first: {missing[0]})"
             kaggle = missing[0].split("/")[0] in _FOLDERS
-            raise DataError(f"{some}; {fetch_hint(root) if kaggle else 'is that the folder the paths start from?'}")
+            where = "is that the folder the paths start from? 'brainmri data fetch' brings the Kaggle set alone"
+            raise DataError(f"{some}; {fetch_hint(root) if kaggle else where}")
     return rows
 
 
