@@ -299,7 +299,8 @@ def _normalised(values: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def _turned(images: np.ndarray, orientation: int) -> np.ndarray:
+def reorient(images: np.ndarray, orientation: int) -> np.ndarray:
+    """Images (..., side, side) turned and mirrored as `ORIENTATIONS` numbers it."""
     turned = np.rot90(images, orientation // 2, axes=(-2, -1))
     return turned[..., ::-1] if orientation % 2 else turned
 
@@ -357,12 +358,12 @@ def _projection(thumbnails: np.ndarray, sample: int = 4000) -> Callable[[np.ndar
     """Principal axes of the halved fine structure, from a sample seen in all orientations."""
     chosen = np.random.default_rng(0).permutation(len(thumbnails))[:sample]
     seen = _halved(thumbnails[np.sort(chosen)])
-    part = np.concatenate([_normalised(_turned(seen[o::8], o)) for o in range(8)])
+    part = np.concatenate([_normalised(reorient(seen[o::8], o)) for o in range(8)])
     _, vectors = np.linalg.eigh(part.T @ part)
     axes = np.ascontiguousarray(vectors[:, -PROJECTED:], np.float32)
 
     def project(halved: np.ndarray, orientation: int) -> np.ndarray:
-        projected = _normalised(_turned(halved, orientation)) @ axes
+        projected = _normalised(reorient(halved, orientation)) @ axes
         # Unit length again: a picture with much noise must not look far from its own copy.
         return projected / np.maximum(np.linalg.norm(projected, axis=1, keepdims=True), 1e-6)
 
@@ -390,11 +391,11 @@ def _verify(thumbnails: np.ndarray, candidates: np.ndarray, say: Progress) -> pd
         own = _products(fine_structure, fine_structure)
         for orientation in np.unique(orientations):
             of = np.flatnonzero(orientations == orientation)
-            cross = _products(_turned(fine_structure, orientation)[at_first[of]], fine_structure[at_second[of]])
+            cross = _products(reorient(fine_structure, orientation)[at_first[of]], fine_structure[at_second[of]])
             fine = _weighed_to_fit(cross, own[at_first[of]], own[at_second[of]])
             likely = fine >= MIN_DETAIL_CORRELATION
             i, j = first[of[likely]], second[of[likely]]
-            plain = (_normalised(_turned(thumbnails[i], orientation)) * _normalised(thumbnails[j])).sum(axis=1)
+            plain = (_normalised(reorient(thumbnails[i], orientation)) * _normalised(thumbnails[j])).sum(axis=1)
             columns = {"i": i, "j": j, "orientation": orientation, "correlation": plain, "detail": fine[likely]}
             kept.append(pd.DataFrame(columns)[plain >= MIN_CORRELATION])
         say("comparing", min(begin + step, n), n)

@@ -14,6 +14,8 @@ from brainmri.imaging import decode_image
 from brainmri.types import CLASS_NAMES, MRISlice
 
 KAGGLE_DATASET = "masoudnickparvar/brain-tumor-mri-dataset"
+KAGGLE = "brain_tumor_mri"
+"""That data set's name here: of its folder, its manifest and its runs."""
 SPLITS_DIRECTORY = Path(__file__).resolve().parent.parent / "data" / "splits"
 UNKNOWN_TUMOUR = "tumour"
 """Label of a tumour whose type is not known: counts in tumour-against-none figures only."""

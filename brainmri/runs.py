@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from brainmri.data import clean_leaks, read_manifest, read_pixels, read_slice, select_split
+from brainmri.data import KAGGLE, clean_leaks, read_manifest, read_pixels, read_slice, select_split
 from brainmri.decision import LEVELS
 from brainmri.errors import DataError
 from brainmri.imaging import COLOUR_DIFFERENCE, COLOUR_LIMIT
@@ -293,7 +293,7 @@ def read_rows(manifest: Path | str, images: Path | str | None, split_column: str
         table["source"] = np.where(table["figshare_index"] != "", "figshare", "other")
     kaggle = "clean_split" in table.columns
     leaks = clean_leaks()  # copies of training slices that the splits' makers overlooked
-    leaks = leaks[leaks["collection"] == ("brain_tumor_mri" if kaggle else collection_of(manifest))]
+    leaks = leaks[leaks["collection"] == (KAGGLE if kaggle else collection_of(manifest))]
     seen = table["path"].isin(leaks["path"])
     if kaggle and split_column != "clean_split":
         seen |= table["group"].isin(set(table.loc[table["clean_split"] == "train", "group"]))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from brainmri import runs, shortcuts
 from brainmri.augment import random_affine, random_intensity
-from brainmri.data import SPLITS_DIRECTORY, read_pixels, read_slice, select_split
+from brainmri.data import KAGGLE, SPLITS_DIRECTORY, read_pixels, read_slice, select_split
 from brainmri.decision import (
     LEVELS,
     DecisionRule,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 Stages = Callable[[str], "Progress"]
 MANIFEST = "manifest.csv"
-KAGGLE = "brain_tumor_mri"
 STRANGE = "out_of_distribution"
 SETS = {
     "clean-test": (KAGGLE, "clean_split", "test"),

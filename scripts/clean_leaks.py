@@ -14,14 +14,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from brainmri.audit import audit
+from brainmri.audit import ORIENTATIONS, audit, reorient
 from brainmri.config import load_settings
-from brainmri.data import SPLITS_DIRECTORY, read_manifest, read_pixels
+from brainmri.data import KAGGLE, SPLITS_DIRECTORY, read_manifest, read_pixels
 from brainmri.imaging import preprocess
+from brainmri.runs import thumbnail
 
 MIN_CORRELATION = 0.966
 SIDE = 32
-COLLECTIONS = {"brain_tumor_mri": "clean_split"} | dict.fromkeys(
+COLLECTIONS = {KAGGLE: "clean_split"} | dict.fromkeys(
     ("lgg", "brisc_notumor", "br35h_tumour", "colin27", "elsewhere"), "split"
 )
 """Name -> split column; the first one's training images are the first to be named as the original."""
@@ -35,19 +36,6 @@ def read_collections() -> pd.DataFrame:
         table = read_manifest(SPLITS_DIRECTORY / f"{name}.csv", root.parent / name, column)
         tables.append(table.loc[table["split"] != "", ["path", "file", "label", "split"]].assign(collection=name))
     return pd.concat(tables, ignore_index=True)
-
-
-def crop_of(file: str) -> np.ndarray:
-    """What the network sees, ``SIDE`` pixels a side, with mean 0 and norm 1; float32."""
-    seen = preprocess(read_pixels(file), 2 * SIDE)[0].reshape(SIDE, 2, SIDE, 2).mean(axis=(1, 3))
-    seen = seen - seen.mean()
-    return seen / max(float(np.linalg.norm(seen)), 1e-6)
-
-
-def orientations(crops: np.ndarray) -> list[np.ndarray]:
-    """Crops (n, SIDE, SIDE) turned and mirrored in all eight ways."""
-    turned = [np.rot90(crops, k, axes=(1, 2)) for k in range(4)]
-    return [*turned, *(t[:, :, ::-1] for t in turned)]
 
 
 def audited_leaks(table: pd.DataFrame) -> pd.DataFrame:
@@ -66,11 +54,11 @@ def audited_leaks(table: pd.DataFrame) -> pd.DataFrame:
 def similar_crops(table: pd.DataFrame) -> pd.DataFrame:
     """Validation and test images whose crop is a training image's."""
     rows = table[table["split"].isin(("train", "val", "test"))].reset_index(drop=True)
-    crops = np.stack([crop_of(file) for file in rows["file"]]).astype(np.float32)
+    crops = np.stack([thumbnail(preprocess(read_pixels(file), 2 * SIDE)[0], SIDE) for file in rows["file"]])
     train, held_out = np.flatnonzero(rows["split"] == "train"), np.flatnonzero(rows["split"] != "train")
-    known = crops[train].reshape(len(train), -1).T
-    alike = [turned.reshape(len(held_out), -1) @ known for turned in orientations(crops[held_out])]
-    nearest = np.maximum.reduce(alike)
+    asked = crops[held_out].reshape(-1, SIDE, SIDE)
+    turned = (reorient(asked, orientation).reshape(len(asked), -1) for orientation in range(len(ORIENTATIONS)))
+    nearest = np.maximum.reduce([each @ crops[train].T for each in turned])
     best = nearest.max(axis=1) >= MIN_CORRELATION
     copies = rows.iloc[train[nearest.argmax(axis=1)[best]]]
     return rows.iloc[held_out[best]].assign(

@@ -14,7 +14,7 @@ import numpy as np
 
 from brainmri import suite
 from brainmri.config import load_settings
-from brainmri.data import SPLITS_DIRECTORY, select_split
+from brainmri.data import KAGGLE, SPLITS_DIRECTORY, select_split
 from brainmri.decision import DecisionRule
 from brainmri.documents import write_tables
 from brainmri.gate import Gate
@@ -31,7 +31,7 @@ def main() -> None:
     """Fit, ask, write the table."""
     settings = load_settings()
     classifier = load_classifier(settings.model.id, settings.model.directory, rule=DecisionRule())
-    table = read_rows(SPLITS_DIRECTORY / f"{suite.KAGGLE}.csv", settings.data.root, "clean_split")
+    table = read_rows(SPLITS_DIRECTORY / f"{KAGGLE}.csv", settings.data.root, "clean_split")
     train, val = select_split(table, "train"), select_split(table, "val")
     val = val[(val["seen_in_training"] != "yes") & ~suite.is_head_ct(val)]
     held_out = suite.forward_inputs(classifier, suite.network_inputs(val["file"]))[1]

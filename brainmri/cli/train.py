@@ -21,10 +21,10 @@ LIMITS = (
 
 def limits() -> tuple[str, ...]:
     """What a card says of a model's limits, with how much of clean test leaked into training."""
-    from brainmri.data import clean_leaks
+    from brainmri.data import KAGGLE, clean_leaks
 
     leaks = clean_leaks()
-    leaks = leaks[(leaks["collection"] == "brain_tumor_mri") & (leaks["split"] == "test")]
+    leaks = leaks[(leaks["collection"] == KAGGLE) & (leaks["split"] == "test")]
     n_healthy = leaks["path"].str.contains("/notumor/").sum()
     return (
         *LIMITS,

@@ -25,7 +25,6 @@ from brainmri.evaluation import (
 )
 from brainmri.look import DECISION_TITLES
 from brainmri.runs import Run, data_title, list_runs, open_run, side_by_side
-from brainmri.suite import PARTS
 from brainmri.types import CLASS_TITLES
 from brainmri.ui import state
 from brainmri.ui.pictures import find_picture, thumbnail
@@ -939,6 +938,8 @@ def _compared(first: tuple[str, str], second: tuple[str, str]) -> dict[str, Any]
 
 def _how_to_evaluate(run: Run) -> str:
     """The command that makes another model's run of the same images."""
+    from brainmri.suite import PARTS  # with all that fits gates and paints pictures: not for every visit of the page
+
     data, part = run.metrics["data"], run.id.removeprefix(f"{run.metrics['model']['id']}-")
     if part in PARTS:
         return f"brainmri evaluate --model OTHER --suite data --only {part}"
@@ -964,11 +965,9 @@ def _compare(run: Run, found: list[Run]) -> None:
         st.code(_how_to_evaluate(run), language="bash")
         return
     by_id = {r.id: r for r in others}
-    table = side_by_side([run, *others])
-    table = table[~table["data"].str.startswith("↳")]
-    names = {r.id: r.metrics["model"]["id"] for r in (run, *others)}
-    models = [names[i] for i in table["run"]]
-    st.table(pd.DataFrame({"Model": models} | _measures(table)).set_index("Model"))
+    table = side_by_side([run, *others]).drop_duplicates("run")  # without the sources below each
+    models = {r.id: r.metrics["model"]["id"] for r in (run, *others)}
+    st.table(pd.DataFrame({"Model": table["run"].map(models)} | _measures(table)).set_index("Model"))
     chosen = st.selectbox(
         "Compare with",
         list(by_id),

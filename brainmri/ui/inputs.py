@@ -115,9 +115,7 @@ def pick_sources(key: str, *, multiple: bool = True, history: bool = False, blin
 
 def clear_sources(key: str) -> None:
     """Forget what was chosen and empty the uploader."""
-    st.session_state[f"{key}.sources"] = []
-    st.query_params.pop("case", None)  # the case in the address is chosen no more
-    st.session_state[f"{key}.round"] = st.session_state.get(f"{key}.round", 0) + 1
+    _choose(key, [])
 
 
 def _forget_other_readers(key: str) -> None:
@@ -131,8 +129,8 @@ def _forget_other_readers(key: str) -> None:
 
 def _choose(key: str, sources: list[Source], *, empty_uploader: bool = True) -> None:
     if empty_uploader:
-        clear_sources(key)
-    st.query_params.pop("case", None)
+        st.session_state[f"{key}.round"] = st.session_state.get(f"{key}.round", 0) + 1
+    st.query_params.pop("case", None)  # the case in the address is chosen no more
     st.session_state[f"{key}.sources"] = sources
 
 

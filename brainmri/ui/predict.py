@@ -28,7 +28,7 @@ from brainmri.ui.results import (
     result_table,
     show_answer,
 )
-from brainmri.ui.theme import class_title, plain, research_notice
+from brainmri.ui.theme import class_title, plain, research_notice, rows_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,16 +187,8 @@ def _keep(answer: Answer, analysis: Analysis, user: User, content: bytes | None)
     return replace(answer, record_id=record.id)
 
 
-def key_of(sources: Sequence[Source]) -> str:
-    """Session key of what is shown of these images: another act of choosing has another."""
-    return sha256("\n".join(source.key for source in sources).encode()).hexdigest()[:16]
-
-
-def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], key: str, *, series: bool = False) -> None:
-    """One answer in full, or a table of many with the chosen one in full below; a series has a slider, too.
-
-    ``key`` names what was answered: a row chosen among other images means nothing.
-    """
+def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], sources: Sequence[Source]) -> None:
+    """One answer in full, or a table of many with the chosen one in full below; one file's many have a slider, too."""
     if len(answers) + len(errors) == 1:
         for _, text in errors:
             st.error(plain(text), icon=":material/broken_image:")
@@ -207,13 +199,14 @@ def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], key: 
     if not answers:
         return
     state.note_answers_seen(answer.image_sha256 for answer in answers)
+    key, series = rows_key("predict.table", [source.key for source in sources]), len(sources) == 1
     event = st.dataframe(
         _screen_table(answers),
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
         column_config=_COLUMNS,
-        key=f"predict.table.{key}",
+        key=key,
     )
     st.download_button(
         "Download the table (CSV)",
@@ -225,7 +218,7 @@ def show_all(answers: Sequence[Answer], errors: Sequence[tuple[str, str]], key: 
     )
     chosen = event.selection.rows[0] if event.selection.rows else 0
     if series and len(answers) > 1:
-        chosen = st.slider("Slice", 1, len(answers), chosen + 1, key=f"predict.slice.{key}.{chosen}") - 1
+        chosen = st.slider("Slice", 1, len(answers), chosen + 1, key=f"{key}.slice.{chosen}") - 1
     st.subheader(f"Image {chosen + 1:,} of {len(answers):,}", anchor=False)
     if not event.selection.rows and not series:
         st.caption("The first of them; choose another row above.")

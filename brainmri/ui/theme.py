@@ -120,6 +120,6 @@ def local_time(moment: datetime) -> str:
     return moment.astimezone(browser_zone()).strftime("%Y-%m-%d %H:%M")
 
 
-def rows_key(prefix: str, ids: Sequence[int]) -> str:
+def rows_key(prefix: str, ids: Sequence[int | str]) -> str:
     """Key of a table whose rows can be chosen: a choice made on other rows than are there now means nothing."""
     return f"{prefix}.{hashlib.sha256(repr(list(ids)).encode()).hexdigest()[:16]}"

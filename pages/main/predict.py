@@ -21,5 +21,5 @@ if not sources:
 st.divider()
 answers, errors = predict.answer_all(sources, model_id, user)
 predict.engine_notice(model_id)
-predict.show_all(answers, errors, predict.key_of(sources), series=len(sources) == 1)
+predict.show_all(answers, errors, sources)
 st.button("Clear", icon=":material/close:", on_click=clear_sources, args=("predict",))
